@@ -1,0 +1,1 @@
+"""What the services share: wire, streams, settings, the scheduling core and SubNetAct."""

@@ -1,0 +1,351 @@
+################################################################
+# The core: the one place where anything is decided
+################################################################
+#
+# `Scheduler.handle(event, now_us) -> list[Command]` is the only method that changes anything. The live scheduler and the
+# simulator are two drivers of this file: they carry events in and commands out and decide nothing. Nothing here reads a clock,
+# draws a random number or awaits, so the same events at the same times give the same commands.
+#
+# Theory of operation
+# ===================
+#
+# A query is in exactly one place: queued, in flight on one worker, done, or rejected. After every event:
+#
+# 1) Consider the head of the queue, the earliest deadline. It is hopeless if no worker that takes batches can meet its
+#    deadline: a worker starts at max(now + dispatch delay, predicted free), needs the median of the cheapest subnet that the
+#    policy would use for it, and the reply needs its margin. Under `late=drop` a hopeless head is rejected and the next one
+#    considered; under `late=serve` it goes with the cheapest subnet and a full batch, which frees the queue soonest.
+#    Without workers the head waits until its deadline.
+#
+# 2) Pick the worker: among those that can meet the head's deadline and may take a batch, the one free earliest; between
+#    equals the fastest, then the most accurate, then by name. A worker may take a batch if it holds fewer than `max_in_flight`
+#    and its predicted free time, less the dispatch delay, has come: the next batch then arrives as the last one ends. Only
+#    predictions make this happen twice in a row; when they are near zero the cap is what bounds.
+#
+# 3) Ask the policy for subnet and rows, and pack: the head, then queries in EDF order while rows fit, passing over those that
+#    need more accuracy than the subnet has. Dispatch, and go to 1.
+#
+# 4) Say when to be called again (WakeAt): at the earliest of a worker's dispatch-ahead moment and the head's expiry.
+#
+# A lost worker's queries return to the queue with their old deadlines. Only its first unfinished batch was running, and only
+# that is blamed; a query blamed `max_attempts` times is poison.
+#
+# Arrivals behind the head change nothing before the WakeAt already known, so they cost a push and no decision.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, assert_never
+
+from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
+from common.sched.policies.base import Policy, View
+from common.sched.queue import EdfQueue
+from common.sched.types import (
+    Arrived,
+    Batch,
+    BatchDone,
+    Choice,
+    Command,
+    Dispatch,
+    Event,
+    Query,
+    Reason,
+    Reject,
+    Tick,
+    WakeAt,
+    WorkerDraining,
+    WorkerHello,
+    WorkerLost,
+)
+from common.sched.worker import Worker
+
+NEVER = 1 << 62
+"""Later than every time in microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """Options of the core. Raises ValueError, naming key and value, for one that is out of range.
+
+    `reply_margin_us` is taken off every slack: the time a reply needs back to the client. `ahead_floor_us` and `ahead_cap_us`
+    bound the measured dispatch delay. `first_batch` is the first batch id: a scheduler that restarts must not repeat ids.
+    """
+
+    late: Literal["drop", "serve"] = "drop"
+    reply_margin_us: int = 0
+    max_in_flight: int = 2
+    ahead_floor_us: int = 0
+    ahead_cap_us: int = 10_000
+    max_queue_rows: int = 16_384
+    max_attempts: int = 3
+    first_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.late not in ("drop", "serve"):
+            raise ValueError(f"late: expected drop or serve, got {self.late!r}")
+        for key, least in (("reply_margin_us", 0), ("max_in_flight", 1), ("ahead_floor_us", 0), ("max_queue_rows", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}: expected at least {least}, got {getattr(self, key)}")
+        if self.ahead_cap_us < self.ahead_floor_us:
+            raise ValueError(f"ahead_cap_us: expected at least ahead_floor_us, got {self.ahead_cap_us}")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts: expected at least 1, got {self.max_attempts}")
+
+
+@dataclass(slots=True)
+class _Placement:
+    """Where the head of the queue can go: a worker to fill now, or why there is none, or when to look again."""
+
+    worker: Worker | None = None
+    hopeless: Reason | None = None
+    wake_us: int = NEVER
+
+
+class Scheduler:
+    """Queue, workers and estimators of one model. See the top of this file; `handle` is the only method that mutates."""
+
+    def __init__(self, policy: Policy, options: SchedulerOptions | None = None) -> None:
+        self.policy = policy
+        self.options = options or SchedulerOptions()
+        self.rate = ArrivalRate()
+        self.residuals = Residuals()
+        self.delay = DispatchDelay(self.options.ahead_floor_us, self.options.ahead_cap_us)
+        self._queue = EdfQueue()
+        self._workers: dict[str, Worker] = {}
+        self._ready: tuple[Worker, ...] = ()
+        self._live: set[int] = set()
+        self._next_batch = self.options.first_batch
+        self._wake_us = NEVER
+        self.accepted = 0
+        self.done = 0
+        self.rejected = 0
+
+    # ---- the one way in ----
+
+    def handle(self, event: Event, now_us: int) -> list[Command]:
+        """Apply an event at `now_us` and return what to do, in order.
+
+        The last command may be a WakeAt, later than `now_us`: the earliest moment that matters if no event comes before.
+        It replaces every earlier one; if there is none, no moment matters. Raises PolicyError or ProfileError, and
+        changes nothing, for a WorkerHello whose profile the policy cannot work with, or whose batches it does not know.
+        """
+        out: list[Command] = []
+        match event:
+            case Arrived(queries):
+                head = self._queue.head if self._queue else None
+                self._arrived(queries, now_us, out)
+                if head is None or head is not self._queue.head or now_us >= self._wake_us:
+                    self._fill(now_us, out)
+            case BatchDone():
+                self._finished(event)
+                self._fill(now_us, out)
+            case Tick():
+                self._fill(now_us, out)
+            case WorkerHello():
+                self._hello(event, now_us)
+                self._fill(now_us, out)
+            case WorkerLost(worker):
+                self._lost(worker, out)
+                self._fill(now_us, out)
+            case WorkerDraining(worker):
+                self._drain(worker)
+                self._fill(now_us, out)
+            case _:
+                assert_never(event)
+        if self._wake_us < NEVER:
+            out.append(WakeAt(self._wake_us))
+        return out
+
+    # ---- read-only, for drivers and tests ----
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait."""
+        return self._queue.rows
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        """Workers by name, draining ones included. To read only."""
+        return MappingProxyType(self._workers)
+
+    @property
+    def in_flight(self) -> tuple[Batch, ...]:
+        """Batches dispatched and not yet done."""
+        return tuple(item.batch for worker in self._workers.values() for item in worker.batches.values())
+
+    def knows(self, query_id: int) -> bool:
+        """Whether a query is queued or in flight here: its arrival again would be ignored."""
+        return query_id in self._live
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken. Costs a pass over everything: for tests."""
+        self._queue.check()
+        queued = [query.id for query in self._queue]
+        flying = [query.id for batch in self.in_flight for query in batch.queries]
+        assert len(set(queued + flying)) == len(queued) + len(flying), "a query is in two places"
+        assert set(queued + flying) == self._live, "a query is lost, or remembered for nothing"
+        assert self.accepted == len(self._live) + self.done + self.rejected, "accepted queries do not add up"
+        for worker in self._workers.values():
+            assert worker.batches or worker.draining or not queued or self._wake_us < NEVER, "idle"
+            assert all(item.batch.worker == worker.name for item in worker.batches.values()), "a batch is misplaced"
+        assert set(self._ready) == {w for w in self._workers.values() if not w.draining}, "ready workers miscounted"
+
+    # ---- events ----
+
+    def _arrived(self, queries: Sequence[Query], now_us: int, out: list[Command]) -> None:
+        live, room = self._live, self.options.max_queue_rows - self._queue.rows
+        best = max((w.profile.subnets[-1].accuracy for w in self._ready), default=float("inf"))
+        accepted: list[Query] = []
+        rows = 0
+        for query in queries:
+            if query.id in live:
+                continue
+            if query.min_accuracy > best:
+                out.append(Reject(query, "min_accuracy"))
+            elif rows + query.rows > room:
+                out.append(Reject(query, "queue_full"))
+            else:
+                live.add(query.id)
+                accepted.append(query)
+                rows += query.rows
+        self._queue.push(accepted)
+        self.accepted += len(accepted)
+        self.rate.add(rows, now_us)
+
+    def _finished(self, event: BatchDone) -> None:
+        worker = self._workers.get(event.worker)
+        item = worker.finish(event) if worker else None
+        if item is None:
+            return
+        if item.found_idle:
+            self.delay.add(event.started_us - item.dispatched_us)
+        self.residuals.add((event.finished_us - event.started_us) / item.expected_us)
+        self._live.difference_update([query.id for query in item.batch.queries])
+        self.done += len(item.batch.queries)
+
+    def _hello(self, event: WorkerHello, now_us: int) -> None:
+        cheapest = event.profile.index(self.policy.cheapest(event.profile))
+        for batch in event.running:
+            event.profile.index(batch.subnet)
+        worker = self._workers.get(event.worker)
+        if worker is None:
+            worker = self._workers[event.worker] = Worker(event.worker, event.profile, cheapest)
+        worker.update(event.profile, cheapest)
+        for batch in event.running:
+            if batch.id not in worker.batches:
+                self._adopt(worker, batch, now_us)
+        self._recount()
+
+    def _adopt(self, worker: Worker, batch: Batch, now_us: int) -> None:
+        """Take over a batch found running after a restart: its queries are in flight, and no longer queued."""
+        elsewhere = {query.id for other in self.in_flight for query in other.queries}
+        queries = tuple(query for query in batch.queries if query.id not in elsewhere)
+        ids = {query.id for query in queries}
+        self._queue.discard(ids)
+        self.accepted += len(ids - self._live)
+        self._live |= ids
+        self._next_batch = max(self._next_batch, batch.id + 1)
+        worker.assign(replace(batch, worker=worker.name, queries=queries), now_us, 0)
+
+    def _lost(self, name: str, out: list[Command]) -> None:
+        worker = self._workers.pop(name, None)
+        if worker is None:
+            return
+        self._recount()
+        for position, item in enumerate(worker.batches.values()):
+            for query in item.batch.queries:
+                blamed = replace(query, attempts=query.attempts + 1) if position == 0 else query
+                if blamed.attempts >= self.options.max_attempts:
+                    self._reject(blamed, "poison", out)
+                else:
+                    self._queue.push((blamed,))
+
+    def _drain(self, name: str) -> None:
+        if name in self._workers:
+            self._workers[name].draining = True
+            self._recount()
+
+    def _recount(self) -> None:
+        self._ready = tuple(worker for worker in self._workers.values() if not worker.draining)
+
+    # ---- decisions ----
+
+    def _fill(self, now_us: int, out: list[Command]) -> None:
+        """Reject and dispatch until nothing more can be done now; remember when something can."""
+        self._wake_us = NEVER
+        while self._queue:
+            head = self._queue.head
+            due_us = head.deadline_us - self.options.reply_margin_us
+            place = self._place(head, due_us, now_us)
+            late = place.hopeless == "late" and self.options.late == "serve"
+            if late:
+                place = self._place(head, 2 * NEVER, now_us)
+            if place.hopeless is not None:
+                self._reject(self._queue.pop(), place.hopeless, out)
+            elif place.worker is not None:
+                self._dispatch(place.worker, late, now_us, out)
+            else:
+                self._wake_us = place.wake_us
+                return
+
+    def _place(self, head: Query, due_us: int, now_us: int) -> _Placement:
+        """Find the worker for a head due at `due_us`, or the reason why there is none, or the moment to look again."""
+        if not self._ready:
+            return (
+                _Placement(hopeless="no_worker") if now_us >= head.deadline_us else _Placement(wake_us=head.deadline_us)
+            )
+        delay_us, max_in_flight = self.delay.us, self.options.max_in_flight
+        place = _Placement(hopeless="min_accuracy")
+        expiry_us, best_us = 0, NEVER
+        for worker in self._ready:
+            first = worker.eligible(head.min_accuracy)
+            if first == len(worker.profile.subnets):
+                continue
+            start_us = max(now_us + delay_us, worker.free_us)
+            latest_us = due_us - worker.profile.floor_us(first, head.rows)
+            if start_us > latest_us:
+                place.hopeless = place.hopeless and "late"
+                continue
+            place.hopeless = None
+            expiry_us = max(expiry_us, latest_us - delay_us + 1)
+            if len(worker.batches) >= max_in_flight:
+                continue
+            if now_us < worker.free_us - delay_us:
+                place.wake_us = min(place.wake_us, worker.free_us - delay_us)
+            elif place.worker is None or (start_us, worker.rank) < (best_us, place.worker.rank):
+                place.worker, best_us = worker, start_us
+        place.wake_us = min(place.wake_us, expiry_us)
+        return place
+
+    def _dispatch(self, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
+        """Fill a worker with the head and what the policy packs with it, or let the head go if the policy says so."""
+        head = self._queue.head
+        choice: Choice | None = None
+        if not late:
+            start_us = max(now_us + self.delay.us, worker.free_us)
+            import os
+            q=float(os.environ.get("SQ","0"))
+            if q and worker.batches:
+                r=self.residuals._sorted
+                f=(r[int(q*len(r))] if len(r)>=16 else 1.0)-1
+                start_us = max(now_us + self.delay.us, worker.free_us + int(f*next(iter(worker.batches.values())).expected_us))
+            slack_us = head.deadline_us - self.options.reply_margin_us - start_us
+            ready, rate, residuals = self._ready, self.rate, self.residuals
+            choice = self.policy.choose(View(now_us, start_us, slack_us, self._queue, worker, ready, rate, residuals))
+            if choice is None and self.options.late == "drop":
+                self._reject(self._queue.pop(), "late", out)
+                return
+        if choice is None:
+            choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), worker.profile.max_batch)
+        queries = self._queue.take(choice.rows, worker.profile.accuracy(choice.subnet))
+        batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
+        self._next_batch += 1
+        worker.assign(batch, now_us, self.delay.us)
+        out.append(Dispatch(batch))
+
+    def _reject(self, query: Query, reason: Reason, out: list[Command]) -> None:
+        self._live.discard(query.id)
+        self.rejected += 1
+        out.append(Reject(query, reason))

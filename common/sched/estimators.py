@@ -1,0 +1,85 @@
+"""What the core learns from what it sees. Estimators belong to the core; policies read them through their view."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from math import exp
+
+_RATE_WINDOW_US = 100_000
+_RESIDUALS = 2048
+_RESIDUALS_NEEDED = 512
+_RESIDUAL_PRIOR = 1.5
+
+
+class ArrivalRate:
+    """Rows per second, as an exponentially fading count whose time constant is 100 ms."""
+
+    __slots__ = ("_at_us", "_rows")
+
+    def __init__(self) -> None:
+        self._rows = 0.0
+        self._at_us = 0
+
+    def add(self, rows: int, now_us: int) -> None:
+        """Count rows that arrived at `now_us`."""
+        self._rows = self._faded(now_us) + rows
+        self._at_us = max(now_us, self._at_us)
+
+    def per_s(self, now_us: int) -> float:
+        """Return the rate at `now_us`, in rows per second."""
+        return self._faded(now_us) * (1_000_000 / _RATE_WINDOW_US)
+
+    def _faded(self, now_us: int) -> float:
+        return self._rows * exp(min(0, self._at_us - now_us) / _RATE_WINDOW_US)
+
+
+class Residuals:
+    """The last 2,048 ratios of observed to predicted batch latency, and their quantiles."""
+
+    __slots__ = ("_recent", "_sorted")
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def add(self, ratio: float) -> None:
+        """Remember one ratio (1.0: as predicted), forgetting the oldest when full."""
+        if len(self._recent) == _RESIDUALS:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+        self._recent.append(ratio)
+        insort(self._sorted, ratio)
+
+    def quantile(self, q: float) -> float:
+        """Return the q-quantile of the ratios. Before 512 batches are seen it is at least 1.5: little is known yet."""
+        n = len(self._sorted)
+        if n == 0:
+            return _RESIDUAL_PRIOR
+        ratio = self._sorted[min(n - 1, int(q * n))]
+        return ratio if n >= _RESIDUALS_NEEDED else max(ratio, _RESIDUAL_PRIOR)
+
+
+class DispatchDelay:
+    """Microseconds from a dispatch to the start of its batch on an idle worker.
+
+    Smoothed as TCP smooths its round trip: mean plus twice the mean deviation, gains 1/8 and 1/4, within [floor, cap].
+    """
+
+    __slots__ = ("_cap_us", "_deviation", "_floor_us", "_mean", "us")
+
+    def __init__(self, floor_us: int, cap_us: int) -> None:
+        self._floor_us = floor_us
+        self._cap_us = cap_us
+        self._mean: float | None = None
+        self._deviation = 0.0
+        self.us = floor_us
+
+    def add(self, delay_us: int) -> None:
+        """Learn from one batch that found its worker idle. Clocks may disagree a little: less than 0 counts as 0."""
+        sample = float(max(0, delay_us))
+        if self._mean is None:
+            self._mean, self._deviation = sample, sample / 2
+        else:
+            self._deviation += (abs(sample - self._mean) - self._deviation) / 4
+            self._mean += (sample - self._mean) / 8
+        self.us = round(min(max(self._mean + 2 * self._deviation, self._floor_us), self._cap_us))

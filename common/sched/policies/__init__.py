@@ -1,0 +1,84 @@
+"""Policies: one file each, one registry, one way to name them.
+
+A spec is `name`, or `name:` and comma-separated options: `slackfit:buckets=16,quantile=p95`, `fixed:smallest`,
+`fixed:73.82,late=shrink`. An option that needs no name comes first. Values cannot contain a comma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from common.sched.policies.base import Policy, PolicyError, View
+from common.sched.policies.fixed import Fixed
+from common.sched.policies.maxbatch import MaxBatch
+from common.sched.policies.slackfit import SlackFit
+
+__all__ = ["Policy", "PolicyError", "View", "available", "parse_policy", "spec_of"]
+
+_REGISTRY: dict[str, type[Fixed] | type[MaxBatch] | type[SlackFit]] = {
+    "slackfit": SlackFit,
+    "fixed": Fixed,
+    "maxbatch": MaxBatch,
+}
+
+
+def parse_policy(spec: str) -> Policy:
+    """Return the policy that a spec names. Raises PolicyError that names what is unknown, and what is legal."""
+    name, _, rest = spec.partition(":")
+    kind = _REGISTRY.get(name)
+    if kind is None:
+        raise PolicyError(f"policy: unknown {name!r}, expected one of {', '.join(_REGISTRY)}")
+    legal = {option.name: option for option in fields(kind)}
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for position, item in enumerate(rest.split(",") if rest else []):
+        key, equals, text = item.partition("=")
+        if not equals:
+            unnamed = [option.name for option in legal.values() if position == 0 and option.metadata.get("positional")]
+            key, text = (unnamed[0], item) if unnamed else (item, "")
+        if key not in legal:
+            raise PolicyError(f"{name}: unknown option {key!r}, expected one of {', '.join(legal)}")
+        given[key] = _value(name, key, hints[key], text)
+    missing = [option.name for option in legal.values() if option.default is MISSING and option.name not in given]
+    if missing:
+        raise PolicyError(f"{name}: needs {missing[0]}, as in {name}:<{missing[0]}>")
+    return kind(**given)
+
+
+def spec_of(policy: Policy) -> str:
+    """Return the full spec of a policy, every option spelled out: `parse_policy` reads it back to an equal one."""
+    for name, kind in _REGISTRY.items():
+        if isinstance(policy, kind):
+            return f"{name}:" + ",".join(f"{option.name}={getattr(policy, option.name)}" for option in fields(kind))
+    raise PolicyError(f"policy: {policy!r} is not registered, expected one of {', '.join(_REGISTRY)}")
+
+
+def available() -> dict[str, str]:
+    """Return, for each registered name, what the policy does and its options with their defaults, ready to print."""
+    return {name: _describe(kind) for name, kind in _REGISTRY.items()}
+
+
+def _describe(kind: type[Any]) -> str:
+    hints = get_type_hints(kind)
+    lines = [(kind.__doc__ or "").partition("\n")[0]]
+    for option in fields(kind):
+        default = "required" if option.default is MISSING else f"default {option.default}"
+        lines.append(f"  {option.name}: {_legal(hints[option.name])} ({default}): {option.metadata['doc']}")
+    return "\n".join(lines)
+
+
+def _legal(kind: Any) -> str:
+    return " or ".join(get_args(kind)) if get_origin(kind) is Literal else str(kind.__name__)
+
+
+def _value(policy: str, key: str, kind: Any, text: str) -> Any:
+    if get_origin(kind) is Literal:
+        if text in get_args(kind):
+            return text
+    elif text:
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise PolicyError(f"{policy}: {key}: expected {_legal(kind)}, got {text!r}")

@@ -1,0 +1,104 @@
+"""What a policy is, and what it may look at."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol, TypeAlias
+
+from common.sched.estimators import ArrivalRate, Residuals
+from common.sched.profile import Profile, Quantile
+from common.sched.queue import EdfQueue
+from common.sched.types import Choice, Query
+from common.sched.worker import Worker
+
+Late: TypeAlias = Literal["drain", "shrink"]
+
+
+class PolicyError(ValueError):
+    """A policy's spec is wrong, or the policy cannot work with a worker's profile; the message says what is legal."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The state of the system when one worker is about to be filled. The queue is not empty.
+
+    `start_us` is when that worker can start the batch; `slack_us` the time it then has until the head's deadline, less the
+    margin for the reply (the paper's theta). `workers` are all that take batches, with their profiles and `free_us`.
+    """
+
+    now_us: int
+    start_us: int
+    slack_us: int
+    queue: EdfQueue
+    worker: Worker
+    workers: Collection[Worker]
+    rate: ArrivalRate
+    residuals: Residuals
+
+    @property
+    def head(self) -> Query:
+        """The query with the earliest deadline: it will be in the batch."""
+        return self.queue.head
+
+    @property
+    def profile(self) -> Profile:
+        """The profile of the worker to fill."""
+        return self.worker.profile
+
+
+class Policy(Protocol):
+    """Decides subnet and batch size. A frozen dataclass without state of its own, so that a view alone tests it."""
+
+    def cheapest(self, profile: Profile) -> str:
+        """Return the cheapest subnet the policy ever uses: a query that cannot make it there is late.
+
+        Raises PolicyError if the policy cannot work with the profile.
+        """
+        ...
+
+    def choose(self, view: View) -> Choice | None:
+        """Return subnet and rows for the batch that starts with the head, never below the head's minimum accuracy.
+
+        None lets the head go: it is then treated as late.
+        """
+        ...
+
+
+def fitting_rows(profile: Profile, subnet: int, budget_us: float, quantile: Quantile) -> int:
+    """Return the largest batch, at most `max_batch`, that the subnet runs within the budget; 0 if none."""
+    latencies = profile.latencies(quantile)[subnet]
+    return bisect_right(latencies, budget_us, lo=1) - 1
+
+
+def most_accurate(profile: Profile, rows: int, budget_us: float, quantile: Quantile) -> int:
+    """Return the index of the most accurate subnet that runs `rows` rows within the budget; -1 if none."""
+    latencies, best = _by_latency(profile, rows, quantile)
+    place = bisect_right(latencies, budget_us)
+    return best[place - 1] if place else -1
+
+
+def late_choice(view: View, late: Late) -> Choice:
+    """Return the choice for a head that the policy sees no safe way to serve, by its cheapest eligible subnet.
+
+    `drain` runs the largest batch: the head may miss, those behind it are served soonest. `shrink` runs the largest batch
+    that still makes it at the median: the head may be saved, at a price to all behind it.
+    """
+    profile, head = view.profile, view.head
+    subnet = view.worker.cheapest_for(head.min_accuracy, head.rows)
+    if late == "drain":
+        return Choice(subnet, max(head.rows, profile.max_batch))
+    return Choice(subnet, max(head.rows, fitting_rows(profile, profile.index(subnet), view.slack_us, "median")))
+
+
+@lru_cache(maxsize=1024)
+def _by_latency(profile: Profile, rows: int, quantile: Quantile) -> tuple[list[int], list[int]]:
+    """Latencies of `rows` rows in ascending order, and beside each the most accurate subnet up to there."""
+    table = profile.latencies(quantile, rows)
+    order = sorted((row[rows], index) for index, row in enumerate(table))
+    best: list[int] = []
+    for _, index in order:
+        best.append(max([index, *best[-1:]]))
+    return [us for us, _ in order], best

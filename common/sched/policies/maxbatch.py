@@ -1,0 +1,36 @@
+"""MaxBatch: batch first, then accuracy. The paper's section 4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.sched.policies.base import Late, View, fitting_rows, late_choice, most_accurate
+from common.sched.profile import Profile, Quantile
+from common.sched.types import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class MaxBatch:
+    """The largest batch that the smallest subnet runs within the slack, then the most accurate subnet for that batch.
+
+    With fewer rows queued than that batch, the rows queued count: the slack is spent on accuracy.
+    """
+
+    quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile must fit the slack"})
+    late: Late = field(
+        default="drain", metadata={"doc": "no batch fits: the largest batch, or what the median still allows"}
+    )
+
+    def cheapest(self, profile: Profile) -> str:
+        """Return the smallest subnet."""
+        return profile.smallest
+
+    def choose(self, view: View) -> Choice | None:
+        """Return the largest batch that fits at all, and the best subnet for it."""
+        profile, head = view.profile, view.head
+        floor = view.worker.eligible(head.min_accuracy)
+        rows = max(head.rows, min(fitting_rows(profile, floor, view.slack_us, self.quantile), view.queue.rows))
+        index = most_accurate(profile, rows, view.slack_us, self.quantile)
+        if index < floor:
+            return late_choice(view, self.late)
+        return Choice(profile.subnets[index].id, rows)

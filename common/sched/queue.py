@@ -1,0 +1,105 @@
+"""The queue, in order of deadlines: earliest deadline first (EDF)."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Iterable, Iterator
+
+from common.sched.types import Query
+
+_PASS_OVER = 64
+"""How many queries too demanding for a batch's subnet are passed over while it is packed: bounds the cost of a decision."""
+
+_COMPACT = 256
+"""Slots freed at the front before the list may be compacted."""
+
+
+class EdfQueue:
+    """Queries sorted by (deadline, priority, id), and their rows in total.
+
+    A sorted list whose front is an index: arrivals are nearly sorted and cost an append, batches leave from the front and
+    move nothing. At 10,000 queries an insertion in the middle moves 40 kB, which is a microsecond or two.
+    """
+
+    __slots__ = ("_front", "_items", "rows")
+
+    def __init__(self) -> None:
+        self._items: list[tuple[int, int, int, Query]] = []
+        self._front = 0
+        self.rows = 0
+
+    def __len__(self) -> int:
+        return len(self._items) - self._front
+
+    def __iter__(self) -> Iterator[Query]:
+        items = self._items
+        return (items[i][3] for i in range(self._front, len(items)))
+
+    @property
+    def head(self) -> Query:
+        """The query whose deadline comes first. Raises IndexError if the queue is empty."""
+        return self._items[self._front][3]
+
+    def deadlines(self) -> Iterator[tuple[int, int]]:
+        """Iterate (deadline_us, rows) in EDF order, copying nothing: take what is needed and stop."""
+        items = self._items
+        return ((items[i][0], items[i][3].rows) for i in range(self._front, len(items)))
+
+    def push(self, queries: Iterable[Query]) -> None:
+        """Add queries, whose ids must not be in the queue."""
+        items = self._items
+        for query in queries:
+            item = (query.deadline_us, query.priority, query.id, query)
+            if not items or item > items[-1]:
+                items.append(item)
+            else:
+                insort(items, item, lo=self._front)
+            self.rows += query.rows
+
+    def take(self, max_rows: int, accuracy: float) -> tuple[Query, ...]:
+        """Remove and return the queries of one batch: the head always, then the next in order while their rows fit.
+
+        A query that needs more than `accuracy` is passed over and keeps its place. One whose rows do not fit ends the
+        batch: nothing overtakes it for being smaller. Raises IndexError if the queue is empty.
+        """
+        items, i = self._items, self._front
+        head = items[i][3]
+        taken, rows = [head], head.rows
+        passed: list[tuple[int, int, int, Query]] = []
+        i += 1
+        while rows < max_rows and i < len(items) and len(passed) < _PASS_OVER:
+            query = items[i][3]
+            if query.min_accuracy > accuracy:
+                passed.append(items[i])
+            elif rows + query.rows > max_rows:
+                break
+            else:
+                taken.append(query)
+                rows += query.rows
+            i += 1
+        self._front = i - len(passed)
+        items[self._front : i] = passed
+        self.rows -= rows
+        self._compact()
+        return tuple(taken)
+
+    def pop(self) -> Query:
+        """Remove and return the head. Raises IndexError if the queue is empty."""
+        return self.take(0, 0.0)[0]
+
+    def discard(self, ids: Collection[int]) -> None:
+        """Remove the queries with these ids, where present. Costs a pass over the queue."""
+        self._items = [item for item in self._items[self._front :] if item[2] not in ids]
+        self._front = 0
+        self.rows = sum(item[3].rows for item in self._items)
+
+    def check(self) -> None:
+        """Raise AssertionError if the queue is out of order or its row count is wrong."""
+        items = self._items[self._front :]
+        assert all(a < b for a, b in zip(items, items[1:], strict=False)), "queue out of order"
+        assert self.rows == sum(item[3].rows for item in items), "queued rows miscounted"
+
+    def _compact(self) -> None:
+        if self._front > _COMPACT and self._front * 2 > len(self._items):
+            del self._items[: self._front]
+            self._front = 0

@@ -1,0 +1,79 @@
+"""What the core knows of one worker: its profile, the batches it holds, and when it will be free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.sched.profile import Profile
+from common.sched.types import Batch, BatchDone
+
+_CORRECTION_GAIN = 1 / 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """A batch on a worker. `ready_us` is when it can start at the earliest; `expected_us` how long it should take."""
+
+    batch: Batch
+    dispatched_us: int
+    ready_us: int
+    expected_us: int
+    found_idle: bool
+
+
+class Worker:
+    """One worker as the core sees it. Policies may read it, only the core changes it.
+
+    `cheapest` is the index of the cheapest subnet that the policy ever uses here. `correction` is the smoothed ratio of
+    observed latency to the profile's median, with which every prediction is multiplied.
+    """
+
+    __slots__ = ("batches", "cheapest", "correction", "draining", "free_us", "name", "profile", "rank")
+
+    def __init__(self, name: str, profile: Profile, cheapest: int) -> None:
+        self.name = name
+        self.batches: dict[int, Outstanding] = {}
+        self.free_us = 0
+        self.correction = 1.0
+        self.draining = False
+        self.update(profile, cheapest)
+
+    def update(self, profile: Profile, cheapest: int) -> None:
+        """Take a profile. Between workers free at the same moment the lowest rank is filled: fastest, most accurate, name."""
+        self.profile = profile
+        self.cheapest = cheapest
+        self.rank = (profile.floor_us(cheapest, profile.max_batch), -profile.subnets[-1].accuracy, self.name)
+
+    def eligible(self, min_accuracy: float) -> int:
+        """Index of the first subnet, by accuracy, that may serve `min_accuracy`; `len(subnets)` if none can."""
+        if min_accuracy <= 0.0:
+            return self.cheapest
+        return max(self.cheapest, self.profile.first_at_least(min_accuracy))
+
+    def cheapest_for(self, min_accuracy: float, rows: int) -> str:
+        """Id of the subnet that serves `rows` rows fastest, at the median, among those eligible."""
+        first = self.eligible(min_accuracy)
+        table = self.profile.latencies("median", rows)
+        return self.profile.subnets[min(range(first, len(table)), key=lambda i: table[i][rows])].id
+
+    def assign(self, batch: Batch, now_us: int, delay_us: int) -> None:
+        """Add a batch dispatched now, and move the moment when the worker is predicted to be free."""
+        median_us = self.profile.latency_us(batch.subnet, max(1, batch.rows))
+        expected_us = max(1, round(median_us * self.correction))
+        found_idle = not self.batches and self.free_us <= now_us
+        ready_us = now_us + delay_us
+        self.batches[batch.id] = Outstanding(batch, now_us, ready_us, expected_us, found_idle)
+        self.free_us = max(ready_us, self.free_us) + expected_us
+
+    def finish(self, done: BatchDone) -> Outstanding | None:
+        """Remove a finished batch, correct predictions by what it took, and return it; None if it is not here."""
+        outstanding = self.batches.pop(done.batch, None)
+        if outstanding is None:
+            return None
+        took_us = max(1, done.finished_us - done.started_us)
+        ratio = took_us / outstanding.expected_us * self.correction
+        self.correction += (ratio - self.correction) * _CORRECTION_GAIN
+        self.free_us = done.finished_us
+        for waiting in self.batches.values():
+            self.free_us = max(self.free_us, waiting.ready_us) + waiting.expected_us
+        return outstanding

@@ -1,0 +1,159 @@
+"""One typed settings object per service, from flags and environment; nothing else reads the environment.
+
+A flag wins over its environment variable, which wins over the default: ``--max-queue 512`` or
+``SUPERSERVE_MAX_QUEUE=512``. ``REDIS_URL`` is understood as well, since every platform sets it. A wrong value ends the
+process at start with exit code 2 and a line that names key and value.
+"""
+
+import os
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from common.errors import ConfigError
+
+ENV_PREFIX = "SUPERSERVE_"
+REDIS_URL = "REDIS_URL"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+
+
+class ServiceSettings(BaseSettings):
+    """What every service of the mesh takes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+        frozen=True,
+    )
+
+    redis: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="URL of Redis or Valkey: redis://, rediss:// or unix://",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_json: bool | None = Field(None, description="log JSON lines; by default unless stderr is a terminal")
+    grace_s: float = Field(
+        10.0, gt=0, le=600, description="seconds to drain after SIGTERM before the process ends hard"
+    )
+
+
+class GatewaySettings(ServiceSettings):
+    """Serve the Open Inference Protocol over HTTP and put queries on the ingress stream.
+
+    Example: superserve gateway --redis redis://redis:6379/0 --host 0.0.0.0 --port 8000
+    """
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one, which is printed")
+    reuse_port: bool = Field(False, description="share the port with other gateways of this machine (SO_REUSEPORT)")
+    name: Name | None = Field(None, description="name of this gateway; by default made from host and process")
+    default_slo_ms: float = Field(100.0, gt=0, le=600_000, description="SLO of a query that states none")
+    max_slo_ms: float = Field(60_000.0, gt=0, le=600_000, description="longest SLO that a query may state")
+    max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest request body, uncompressed; beyond it 413")
+    max_queue: int = Field(4096, gt=0, description="queries in the mesh from this gateway at a time; beyond it 429")
+    reply_grace_ms: float = Field(
+        250.0, ge=0, le=60_000, description="how long after its deadline a query may still be answered, late"
+    )
+    payload_threshold_bytes: int = Field(
+        16 * 1024, gt=0, description="a query's tensors above this size travel under a key of their own"
+    )
+
+
+class SchedulerSettings(ServiceSettings):
+    """Choose subnet and batch for the queries of one model and hand them to its workers.
+
+    Example: superserve scheduler --model fashion-resnet --policy slackfit
+    """
+
+    model: Name = Field("fashion-resnet", description="the model whose streams to serve")
+    policy: str = Field("slackfit", description="policy and its options, as in slackfit:buckets=16")
+    late: Literal["drop", "serve"] = Field(
+        "drop", description="a query that can no longer meet its deadline: answer 504 at once, or serve it late"
+    )
+    reply_margin_ms: float = Field(
+        3.0, ge=0, le=1_000, description="kept free of every slack for the way back from worker to client"
+    )
+    max_in_flight: int = Field(2, ge=1, le=64, description="batches at one worker at a time, the running one included")
+    max_queue_rows: int = Field(100_000, gt=0, description="rows queued before further queries are rejected")
+    worker_timeout_ms: float = Field(
+        2_000.0, gt=0, description="silence after which a worker is lost and its queries are put back"
+    )
+    event_log: str | None = Field(
+        None, description="append every event to this file; replaying it gives the same commands"
+    )
+
+
+class WorkerSettings(ServiceSettings):
+    """Keep one supernet in memory, actuate the subnet that each batch names, and infer.
+
+    Example: superserve worker --model fashion-resnet --device cpu
+    """
+
+    model: str = Field("fashion-resnet", description="name of a shipped model, or the folder of one")
+    name: Name | None = Field(None, description="name of this worker; by default made from host and process")
+    executor: Literal["torch", "emulated"] = Field(
+        "torch", description="torch computes; emulated occupies the worker for the profile's latency instead"
+    )
+    profile: str | None = Field(
+        None, description="emulated only: name of a shipped profile, or a file; by default the model's own"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="auto, cpu or cuda:N")
+    cache_dir: str | None = Field(
+        None, description="folder for measured profiles; by default the user's cache folder (XDG_CACHE_HOME)"
+    )
+    reprofile: bool = Field(False, description="measure the profile anew even if the cache has one")
+    heartbeat_ms: float = Field(250.0, gt=0, le=10_000, description="interval of heartbeats")
+
+
+class UpSettings(ServiceSettings):
+    """Run gateway, scheduler and workers on this machine; the Redis too if none is given.
+
+    Example: superserve up --model fashion-resnet --workers 2 --policy slackfit --port 8000
+    """
+
+    redis: str | None = Field(  # type: ignore[assignment]  # here alone None has a meaning: find or start one
+        None,
+        description="URL of Redis or Valkey; by default a server of its own is started for the mesh",
+    )
+    model: str = Field("fashion-resnet", description="name of a shipped model, or the folder of one")
+    workers: int = Field(1, ge=1, le=64, description="worker processes to start")
+    gateways: int = Field(1, ge=1, le=16, description="gateway processes to start; more than one share the port")
+    policy: str = Field("slackfit", description="policy and its options, as in slackfit:buckets=16")
+    executor: Literal["torch", "emulated"] = Field("torch", description="how workers infer")
+    profile: str | None = Field(None, description="emulated only: name of a shipped profile, or a file")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="device of every worker")
+    host: str = Field("127.0.0.1", description="address the gateway listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on; 0: any free one")
+    late: Literal["drop", "serve"] = Field("drop", description="what becomes of queries that are too late")
+    start_timeout_s: float = Field(120.0, gt=0, description="how long the mesh may take to become ready")
+
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+def load(kind: type[Settings], args: list[str], program: str) -> Settings:
+    """Return the settings of a service from its flags and the environment; ConfigError names every wrong one.
+
+    ``program`` is the command as ``--help`` shows it; that flag prints and ends the process.
+    """
+    if url := os.environ.get(REDIS_URL):
+        os.environ.setdefault(f"{ENV_PREFIX}REDIS", url)
+    source: CliSettingsSource[Settings] = CliSettingsSource(kind, cli_prog_name=program)
+    try:
+        return CliApp.run(kind, cli_args=args, cli_settings_source=source)
+    except ValidationError as error:
+        problems = [f"{_flag(kind, e['loc'])}={e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("; ".join(problems)) from error
+    except SettingsError as error:
+        raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error
+
+
+def _flag(kind: type[ServiceSettings], location: tuple[str | int, ...]) -> str:
+    name = str(location[0]) if location else kind.__name__
+    return f"--{name.replace('_', '-')} ({ENV_PREFIX}{name.upper()})"

@@ -1,0 +1,148 @@
+"""The three operators of SubNetAct: LayerSelect, WeightSlice and SubnetNorm.
+
+Source: SuperServe section 3 and appendix A.1. An operator holds the one shared set of weights and a single mutable
+attribute, `active`: what the current subnet uses of them. To actuate a subnet is to assign `active` on each operator.
+Every value of `active` is a view or a reference: nothing here copies a weight.
+
+While a model trains, actuation is repeated at each step, so that the views are part of the autograd graph and
+gradients reach the shared weights. For inference they are made once (`actuate.Actuator`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MissingStatisticsError(RuntimeError):
+    """A subnet without calibrated SubnetNorm statistics was asked to run in inference."""
+
+
+class Setting(NamedTuple):
+    """One assignment of an actuation: `operator.active = value`."""
+
+    operator: Operator
+    value: Any
+
+    def apply(self) -> None:
+        """Assign, past nn.Module's bookkeeping of attributes, which costs more than all else in an actuation."""
+        object.__setattr__(self.operator, "active", self.value)
+
+
+class Operator(nn.Module):
+    """An nn.Module whose work depends on the actuated subnet through `active` alone."""
+
+    active: Any = None
+
+
+class LayerSelect(Operator):
+    """A stage that runs its first `depth` blocks and skips the others."""
+
+    active: tuple[nn.Module, ...]
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        for index, block in enumerate(blocks):
+            self.add_module(str(index), block)  # the names an nn.Sequential of these blocks would have
+        self.blocks = tuple(blocks)
+        self.active = self.blocks
+
+    def setting(self, depth: int) -> Setting:
+        """Run the first `depth` blocks."""
+        return Setting(self, self.blocks[:depth])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the active blocks, one after the other."""
+        for block in self.active:
+            x = block(x)
+        return x
+
+
+class WeightSliceConv2d(Operator):
+    """A convolution without bias that uses the first output and input channels of one shared weight."""
+
+    active: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.stride, self.padding = stride, kernel // 2
+        self.active = self.weight.detach()
+
+    def setting(self, inputs: int, outputs: int) -> Setting:
+        """Use the first `outputs` filters over the first `inputs` channels."""
+        return Setting(self, self.weight[:outputs, :inputs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
+        return F.conv2d(x, self.active, stride=self.stride, padding=self.padding)
+
+
+class WeightSliceLinear(Operator):
+    """A linear layer that uses the first input features of one shared weight; its outputs are fixed."""
+
+    active: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        nn.init.normal_(self.weight, std=0.01)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.active = self.weight.detach()
+
+    def setting(self, inputs: int) -> Setting:
+        """Use the first `inputs` features."""
+        return Setting(self, self.weight[:, :inputs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, inputs] -> [N, outputs]."""
+        return F.linear(x, self.active, self.bias)
+
+
+class NormSetting(NamedTuple):
+    """What SubnetNorm uses for the actuated subnet; all [channels]. Statistics are None while training."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None
+    var: Tensor | None
+
+
+class SubnetNorm(Operator):
+    """A BatchNorm with shared scale and shift, and running statistics of its own for each subnet.
+
+    Training normalises by the statistics of the batch and tracks nothing: what one subnet tracks is wrong for the
+    others, and accuracy collapses. `calibrate.calibrate` fills `statistics` afterwards, subnet by subnet.
+    """
+
+    active: NormSetting
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}  # subnet id -> mean, var; [active channels] each
+
+    def setting(self, subnet_id: str, channels: int) -> Setting:
+        """Normalise the first `channels` channels by the statistics of the subnet.
+
+        Raises: MissingStatisticsError in inference, when the subnet was not calibrated for just that many channels.
+        """
+        mean, var = None, None
+        if not self.training:
+            mean, var = self.statistics.get(subnet_id, (None, None))
+            if mean is None or len(mean) != channels:
+                raise MissingStatisticsError(
+                    f"subnet {subnet_id} has no SubnetNorm statistics for {channels} channels: calibrate it first"
+                )
+        return Setting(self, NormSetting(self.weight[:channels], self.bias[:channels], mean, var))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, channels, H, W] -> the same shape, normalised, scaled and shifted per channel."""
+        weight, bias, mean, var = self.active
+        return F.batch_norm(x, mean, var, weight, bias, training=mean is None, eps=self.eps)

@@ -1,0 +1,238 @@
+"""Messages on the streams: what each receiver may get, and how it is laid out.
+
+An entry has two fields: ``h``, a small msgpack header that receivers decode, and ``p``, tensor bytes laid end to end in
+the order of the header's records, which nobody but worker and gateway looks into. The header is
+``[VERSION, tag, *fields of the message]``; an unknown version or tag is refused, never guessed.
+
+=====================  =========================  =====================================
+to the scheduler       to a worker                to a gateway
+=====================  =========================  =====================================
+Pack (ingress)         WorkBatch, Introduce,      Answers, Rejections,
+Hello, Heartbeat,      Dismissed                  Status (a key)
+Done, Draining
+=====================  =========================  =====================================
+
+Messages are frozen dataclasses. The records inside them occur once per query, several thousand times a second, so
+they are named tuples: msgpack packs and unpacks them as arrays at a third of the cost.
+Payloads carry a CRC-32, made by the gateway and checked by the worker, because a bit flipped in a stored entry is
+served by Redis as if nothing had happened.
+"""
+
+import zlib
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import msgpack
+
+from common.errors import SuperServeError
+
+VERSION = 1
+
+
+class WireError(SuperServeError):
+    """An entry that this version cannot read."""
+
+
+class QueryRecord(NamedTuple):
+    """One query as the gateway stamps it; times in microseconds of the common clock."""
+
+    id: int
+    arrival_us: int
+    deadline_us: int
+    rows: int
+    min_accuracy: float
+    priority: int
+    size: int  # bytes of input tensors
+    crc: int  # CRC-32 of those bytes
+    stored: bool  # they stand under their own key instead of in the entry
+
+
+class WorkRecord(NamedTuple):
+    """One query of a batch: the gateway to answer, how many workers died of it, and the query."""
+
+    gateway: str
+    attempts: int
+    query: QueryRecord
+
+
+class Answer(NamedTuple):
+    """One query's result inside ``Answers``; ``error`` is empty for success."""
+
+    id: int
+    size: int  # bytes of output tensors
+    error: str
+
+
+class Rejection(NamedTuple):
+    """One query that no worker will see."""
+
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Queries of one gateway, flushed together."""
+
+    gateway: str
+    queries: list[QueryRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker announces itself: how it names itself, what it serves and how fast it is."""
+
+    worker: str
+    profile: dict[str, Any]  # common.sched.profile.Profile.to_dict()
+    model: dict[str, Any]  # tensors and labels: services.worker.engine.Engine.describe()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A worker lives."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """A worker wants no more batches; it leaves once its stream is empty."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch is finished and its answers are out; ``idle_us``: how long the device waited for it."""
+
+    worker: str
+    batch: int
+    received_us: int
+    started_us: int
+    finished_us: int
+    idle_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkBatch:
+    """A batch tagged with the subnet that shall serve it."""
+
+    batch: int
+    subnet: str
+    policy: str
+    dispatched_us: int
+    records: list[WorkRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """The scheduler does not know this worker and asks for its hello."""
+
+    scheduler: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """The scheduler has nothing more for a draining worker: it may leave."""
+
+    scheduler: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Results of one batch for one gateway, with what served them."""
+
+    worker: str
+    executor: str
+    subnet: str
+    policy: str
+    accuracy: float
+    batch_rows: int
+    started_us: int
+    finished_us: int
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejections:
+    """Queries that the scheduler turned away, with a reason each."""
+
+    rejections: list[Rejection]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the active scheduler publishes under ``keys.status``; gateways answer metadata and readiness from it.
+
+    ``model`` is the engine's description: ``name``, ``inputs`` and ``outputs`` (``name``, ``datatype`` and ``shape`` of
+    one row, in wire order), ``labels``, ``max_batch`` (rows), ``subnets`` (``id``, ``accuracy`` in percent, ascending).
+    None until a worker has said hello. ``workers``: ``name``, ``executor``, ``device``, ``draining`` of each live one.
+    ``problems``: why a worker that said hello is not used.
+    """
+
+    scheduler: str
+    policy: str
+    published_us: int
+    queued_rows: int
+    model: dict[str, Any] | None
+    workers: list[dict[str, Any]]
+    problems: list[str]
+
+
+Message = Pack | Hello | Heartbeat | Draining | Done | WorkBatch | Introduce | Answers | Rejections | Status | Dismissed
+
+# A tag is for ever: never renumber, only add.
+TAGS: dict[type[Any], int] = {
+    Pack: 1,
+    Hello: 2,
+    Heartbeat: 3,
+    Draining: 4,
+    Done: 5,
+    WorkBatch: 6,
+    Introduce: 7,
+    Answers: 8,
+    Rejections: 9,
+    Status: 10,
+    Dismissed: 11,
+}
+_TYPES = {tag: kind for kind, tag in TAGS.items()}
+_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in TAGS}
+
+
+def encode(message: Message) -> bytes:
+    """Return the header of ``message``."""
+    kind = type(message)
+    packed: bytes = msgpack.packb([VERSION, TAGS[kind], *(getattr(message, name) for name in _NAMES[kind])])
+    return packed
+
+
+def decode(header: bytes) -> Message:
+    """Return the message of a header; raises WireError when it is not one of ours, or of another version."""
+    try:
+        version, tag, *values = msgpack.unpackb(header)
+    except Exception as error:  # msgpack raises half a dozen kinds, ValueError among them
+        raise WireError(f"not a message: {error}: {bytes(header[:40])!r}") from error
+    if version != VERSION:
+        raise WireError(f"message of wire version {version!r}; this process speaks {VERSION}")
+    kind = _TYPES.get(tag)
+    if kind is None:
+        raise WireError(f"unknown message tag {tag!r}")
+    try:
+        if kind is Pack:
+            return Pack(values[0], [QueryRecord._make(row) for row in values[1]])
+        if kind is WorkBatch:
+            records = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in values[4]]
+            return WorkBatch(values[0], values[1], values[2], values[3], records)
+        if kind is Answers:
+            values[8] = [Answer._make(row) for row in values[8]]
+        if kind is Rejections:
+            return Rejections([Rejection._make(row) for row in values[0]])
+        message: Message = kind(*values)
+    except (TypeError, ValueError, IndexError) as error:
+        raise WireError(f"malformed {kind.__name__}: {error}") from error
+    return message
+
+
+def checksum(payload: bytes | memoryview) -> int:
+    """Return the CRC-32 that travels beside ``payload``."""
+    return zlib.crc32(payload)

@@ -1,0 +1,1 @@
+"""Load for an Open Inference Protocol server: traces, open-loop replay, reports, plots and simulation."""

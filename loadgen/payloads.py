@@ -1,0 +1,159 @@
+"""The bodies that a run sends: samples with true labels from a file, or random tensors of the model's shape."""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from loadgen.errors import InputError
+from loadgen.oip import DTYPES, Endpoint, ModelSpec, Tensors, TensorSpec, infer_request
+
+LABEL = "label"  # the output compared with the true labels
+_LABELS = "labels"  # their name in a data file
+_MAX_BYTES = 128 << 20  # of encoded requests: a bound on memory, not on the run
+_RANDOM_REQUESTS = 16
+_SAFETENSORS_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Encoded requests, used in turn: query i sends `requests[i % len(requests)]`.
+
+    `labels[k]` holds the true labels of the rows of request k as INT64 bytes; `labels` is None when none are known.
+    """
+
+    requests: Sequence[bytes]
+    labels: Sequence[bytes] | None
+    data: str
+
+
+def make_payload(
+    endpoint: Endpoint, model: ModelSpec, *, rows: int, slo_ms: float, data: Path | None, seed: int
+) -> Payload:
+    """Encode the requests of a run, `rows` rows each, in an order drawn from `seed`.
+
+    `data` None looks for the samples shipped with the model, and falls back to random tensors without labels.
+    InputError when the data does not fit the model's inputs.
+    """
+    path = data or shipped_data(model.name)
+    rng = np.random.default_rng(seed)
+    if path is None:
+        batches = [_random_batch(model, rows, rng) for _ in range(_RANDOM_REQUESTS)]
+        return Payload([_encode(endpoint, model, batch, slo_ms) for batch in batches], None, "random")
+
+    arrays = load_arrays(path)
+    samples = {spec.name: _matching(path, arrays, spec, single=len(model.inputs) == 1) for spec in model.inputs}
+    labels = arrays.get(_LABELS)
+    counts = {len(array) for array in (*samples.values(), *(() if labels is None else (labels,)))}
+    if len(counts) != 1 or 0 in counts:
+        raise InputError("data", path, f"its arrays need the same number of rows, at least one; found {sorted(counts)}")
+    total = counts.pop()
+    order = rng.permutation(total)
+    row_bytes = sum(array[:1].nbytes for array in samples.values())
+    count = max(1, min(total // math.gcd(total, rows), _MAX_BYTES // (rows * row_bytes + 512)))
+    picks = [order[np.arange(k * rows, (k + 1) * rows) % total] for k in range(count)]
+    return Payload(
+        [_encode(endpoint, model, {name: array[pick] for name, array in samples.items()}, slo_ms) for pick in picks],
+        None if labels is None else [labels[pick].astype(np.int64).tobytes() for pick in picks],
+        str(path),
+    )
+
+
+def shipped_data(model: str) -> Path | None:
+    """The samples that an installed worker package ships for `model`, found without importing the worker."""
+    try:
+        services = importlib.resources.files("services")
+    except ModuleNotFoundError:
+        return None
+    path = Path(str(services / "worker" / "models" / model / "samples.safetensors"))
+    return path if path.is_file() else None
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Named arrays of a .safetensors or .npz file. InputError when it cannot be read."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("data", path, f"cannot be read: {error}") from None
+    raise InputError("data", path, "must be a .safetensors or .npz file")
+
+
+def _load_safetensors(raw: bytes) -> dict[str, NDArray[Any]]:
+    """Read the format without its package, which the load generator would need for this alone.
+
+    Eight bytes of little-endian header length, a JSON header of dtype, shape and offsets by name, then the bytes.
+    """
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = orjson.loads(raw[8:start])
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        values = np.frombuffer(raw[start + begin : start + end], dtype=_SAFETENSORS_DTYPES[entry["dtype"]])
+        arrays[name] = values.reshape(entry["shape"])
+    return arrays
+
+
+def _matching(path: Path, arrays: Tensors, spec: TensorSpec, *, single: bool) -> NDArray[Any]:
+    """The array of a data file that fits an input: the one of its name, else the only one beside the labels."""
+    others = [name for name in arrays if name != _LABELS]
+    name = others[0] if single and spec.name not in arrays and len(others) == 1 else spec.name
+    if name not in arrays:
+        raise InputError("data", path, f"has {', '.join(arrays) or 'no array'}, but the model wants {spec.name}")
+    array = arrays[name]
+    fits = array.ndim == len(spec.shape) and all(
+        want in (-1, have) for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
+    )
+    if not fits or array.dtype != DTYPES.get(spec.datatype):
+        raise InputError(
+            "data",
+            path,
+            f"{name} is {array.dtype} {list(array.shape)}, but {spec.name} is {spec.datatype} {list(spec.shape)}",
+        )
+    return array
+
+
+def _random_batch(model: ModelSpec, rows: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    batch = {}
+    for spec in model.inputs:
+        shape = (rows, *spec.shape[1:])
+        if spec.datatype not in DTYPES or -1 in shape:
+            raise InputError("data", "(missing)", f"cannot invent {spec.name}: {spec.datatype} {list(spec.shape)}")
+        dtype = np.dtype(DTYPES[spec.datatype])
+        integers = rng.integers(0, 2 if dtype == np.bool_ else 128, shape)
+        batch[spec.name] = (rng.random(shape) if dtype.kind == "f" else integers).astype(dtype)
+    return batch
+
+
+def _encode(endpoint: Endpoint, model: ModelSpec, batch: Tensors, slo_ms: float) -> bytes:
+    for spec in model.inputs:
+        rows = len(batch[spec.name])
+        if spec.shape[0] not in (-1, rows):
+            raise InputError("rows", rows, f"the model's {spec.name} takes {spec.shape[0]} rows")
+    output = LABEL if LABEL in {spec.name for spec in model.outputs} else None
+    return infer_request(endpoint, model.name, batch, output, slo_ms)

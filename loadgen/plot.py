@@ -1,0 +1,184 @@
+"""Reports and traces as one PNG. matplotlib is an extra: `pip install 'superserve-mesh[plot]'`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadgen.errors import MissingExtraError
+from loadgen.report import CDF_PERCENT, Number, Report
+from loadgen.table import run_names
+from loadgen.traces import Times, TraceStats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by the colour-blind; with line styles they survive a black-and-white print too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES = ("-", "--", "-.", ":")
+_GREY = "#666666"
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+}
+
+
+def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = None) -> None:
+    """Draw reports over each other: load, accuracy, batch size and attainment over time, and latencies.
+
+    `names` heads the runs, by default their policies. MissingExtraError without matplotlib, OSError when `path` cannot
+    be written.
+    """
+    heads = list(names or run_names(reports))
+    with _style():
+        figure = _figure(12.5, 7.6)
+        grid = figure.add_gridspec(4, 2, width_ratios=(1.55, 1), hspace=0.42, wspace=0.16)
+        load = figure.add_subplot(grid[0, 0])
+        over_time = [load, *(figure.add_subplot(grid[row, 0], sharex=load) for row in (1, 2, 3))]
+        _draw_load(load, reports, heads)
+        for axes, title, key in (
+            (over_time[1], "Serving accuracy, % (of queries within the SLO)", "serving_accuracy"),
+            (over_time[2], "Batch size, rows", "batch_size_mean"),
+            (over_time[3], "SLO attainment", "slo_attainment"),
+        ):
+            axes.set_title(title)
+            for position, report in enumerate(reports):
+                _line(axes, position, *_steps(report, getattr(report.series, key)), label=heads[position])
+        over_time[2].set_ylim(bottom=0)
+        over_time[3].set_ylim(-0.04, 1.04)
+        over_time[3].set_xlabel("time, s")
+        for axes in over_time[:-1]:
+            axes.tick_params(labelbottom=False)
+        load.set_xlim(0, max(report.duration_s for report in reports))
+        _draw_latency(figure.add_subplot(grid[:3, 1]), reports, heads)
+        _draw_summary(figure.add_subplot(grid[3, 1]), reports, heads)
+        _save(figure, path, f"{reports[0].model}: {_short(reports[0].trace)}, SLO {reports[0].slo_ms:g} ms")
+
+
+def plot_trace(arrivals: Times, stats: TraceStats, trace: str, path: Path) -> None:
+    """Draw a trace: its rate over time and the distribution of its gaps. Raises as `plot` does."""
+    with _style():
+        figure = _figure(11, 3.6)
+        grid = figure.add_gridspec(1, 2, width_ratios=(1.8, 1), wspace=0.2)
+        rate = figure.add_subplot(grid[0])
+        counts, edges = np.histogram(arrivals, bins=300, range=(0, stats.duration_s))
+        rate.stairs(counts / np.diff(edges), edges, fill=True, color=_COLOURS[0], alpha=0.85)
+        rate.axhline(stats.mean_qps, color=_GREY, linewidth=1, linestyle="--")
+        rate.set_title(f"Arrivals, q/s (mean {stats.mean_qps:,.0f}, peak second {stats.peak_second_qps:,.0f})")
+        rate.set_xlabel("time, s")
+        rate.set_xlim(0, stats.duration_s)
+        rate.set_ylim(bottom=0)
+        gaps = figure.add_subplot(grid[1])
+        widths_ms = np.sort(np.diff(arrivals)) * 1000
+        gaps.plot(widths_ms, np.linspace(0, 1, len(widths_ms)), color=_COLOURS[0], linewidth=1.6)
+        gaps.set_title(f"Gaps between arrivals (CV {stats.gap_cv:.2f})")
+        gaps.set_xlabel("gap, ms")
+        gaps.set_ylabel("share at most that long")
+        if len(widths_ms) and widths_ms[-1] > 0:
+            gaps.set_xscale("symlog", linthresh=max(float(np.median(widths_ms)) / 10, 1e-4))
+            gaps.set_xlim(left=0)
+        _save(figure, path, _short(trace))
+
+
+def _draw_load(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
+    """The arrivals, once when all runs had the same."""
+    axes.set_title("Arrivals, q/s")
+    same = all(report.series.arrivals_qps == reports[0].series.arrivals_qps for report in reports)
+    if same:
+        times, values = _steps(reports[0], reports[0].series.arrivals_qps)
+        axes.fill_between(times, values, step="post", color=_GREY, alpha=0.35, linewidth=0)
+        axes.step(times, values, where="post", color=_GREY, linewidth=0.9)
+    else:
+        for position, report in enumerate(reports):
+            _line(axes, position, *_steps(report, report.series.arrivals_qps), label=heads[position])
+    axes.set_ylim(bottom=0)
+
+
+def _draw_latency(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
+    """Shares of ALL queries: a run with errors never reaches 1."""
+    axes.set_title("Latency from the intended send time")
+    for position, report in enumerate(reports):
+        share = np.array(CDF_PERCENT) / 100 * (report.answered / report.queries)
+        latency = report.latency_cdf_ms
+        _line(axes, position, latency, share[: len(latency)], label=heads[position])
+    slo_ms = reports[0].slo_ms
+    axes.axvline(slo_ms, color=_GREY, linewidth=1)
+    axes.annotate(
+        f"SLO {slo_ms:g} ms", (slo_ms, 0.02), xytext=(4, 0), textcoords="offset points", color=_GREY, fontsize=8
+    )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("latency, ms (log scale)")
+    axes.set_ylabel("share of all queries answered by then")
+    axes.legend(loc="upper left", handlelength=2.6)
+
+
+def _draw_summary(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
+    """The three numbers that the paper compares, per run."""
+    axes.axis("off")
+    cells = [
+        [f"{r.slo_attainment:.4f}", _text(r.serving_accuracy, "{:.2f} %"), _text(r.latency_ms["p99"], "{:.0f} ms")]
+        for r in reports
+    ]
+    table = axes.table(
+        cells, rowLabels=list(heads), colLabels=["attainment", "accuracy", "p99"], loc="center", cellLoc="center",
+        bbox=(0.22, 0.0, 0.78, min(1.0, 0.24 * (len(reports) + 1))), edges="horizontal",
+    )  # fmt: skip
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    for cell in table.get_celld().values():
+        cell.set_edgecolor("#d0d0d0")
+
+
+def _line(axes: Axes, position: int, x: Sequence[float], y: Any, label: str) -> None:
+    colour, line = _COLOURS[position % len(_COLOURS)], _LINES[position % len(_LINES)]
+    axes.plot(x, y, color=colour, linestyle=line, linewidth=1.5, label=label)
+
+
+def _steps(report: Report, values: Sequence[Number]) -> tuple[list[float], list[float]]:
+    """Bin starts and values; a bin without a value is a gap in the line."""
+    starts = [position * report.series.bin_s for position in range(len(values))]
+    return starts, [float("nan") if value is None else value for value in values]
+
+
+def _text(value: Number, pattern: str) -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+def _short(trace: str) -> str:
+    """A SPEC without the folders of its file."""
+    kind, colon, rest = trace.partition(":")
+    return f"{kind}{colon}{rest.rsplit('/', 1)[-1]}"
+
+
+def _style() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise MissingExtraError("matplotlib", "plot") from None
+    return matplotlib.rc_context(_STYLE)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _save(figure: Figure, path: Path, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.savefig(path, dpi=130, bbox_inches="tight", format="png")

@@ -1,0 +1,151 @@
+"""One record per query: written while a run goes on, handed over as arrays at its end."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[np.float64]
+
+_MAX_REASONS = 50  # distinct error reasons kept: a server may write a number into each
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What became of every query of a run, in order of intended time. NaN stands for what is not known.
+
+    Times are seconds since the start of the run. `names` says which subnet, worker, executor and policy a code means.
+    """
+
+    rows: int
+    intended_s: Column
+    sent_s: Column
+    done_s: Column  # the whole answer, status 200, had come; NaN for an error
+    accuracy: Column  # profiled accuracy of the subnet, percent
+    batch_size: Column
+    queue_ms: Column
+    inference_ms: Column
+    deadline_met: Column  # 1 or 0, as the server saw it
+    correct_rows: Column
+    subnet: NDArray[np.int32]  # code into `subnets`
+    worker: NDArray[np.int32]  # code into `workers`
+    subnets: Sequence[str] = ()
+    workers: Sequence[str] = ()
+    policies: Sequence[str] = ()
+    executors: Sequence[str] = ()
+    errors: Mapping[int, str] = field(default_factory=dict)  # query: reason
+
+
+class Recorder:
+    """Takes each query's end, exactly once, and counts as it goes."""
+
+    def __init__(self, intended_s: Column, *, rows: int, slo_ms: float, labels: Sequence[bytes] | None) -> None:
+        count = len(intended_s)
+        self.answered = 0
+        self.met = 0
+        self.errors: dict[int, str] = {}
+        self.intended_s: list[float] = intended_s.tolist()
+        self.sent_s = _unknown(count)
+        self._slo_s = slo_ms / 1000
+        self._rows = rows
+        self._labels = labels
+        self._done_s = _unknown(count)
+        self._accuracy = _unknown(count)
+        self._batch_size = _unknown(count)
+        self._queue_ms = _unknown(count)
+        self._inference_ms = _unknown(count)
+        self._deadline_met = _unknown(count)
+        self._correct_rows = _unknown(count)
+        self._subnet = array("i", bytes(4 * count))
+        self._worker = array("i", bytes(4 * count))
+        # Code 0 is a name not told.
+        self._subnets: dict[str, int] = {"": 0}
+        self._workers: dict[str, int] = {"": 0}
+        self._policies: dict[str, int] = {}
+        self._executors: dict[str, int] = {}
+        self._reasons: set[str] = set()
+
+    @property
+    def ended(self) -> int:
+        """Queries answered or failed."""
+        return self.answered + len(self.errors)
+
+    def answer(self, query: int, done_s: float, parameters: Mapping[str, Any], predicted: bytes | None) -> None:
+        """`query` was answered with status 200; `predicted` are the labels of its rows as INT64 bytes.
+
+        TypeError or ValueError when a parameter has the wrong type: then nothing counts, and `fail` must follow.
+        """
+        for key, value in parameters.items():
+            if value is None:
+                continue
+            if key == "subnet":
+                self._subnet[query] = self._subnets.setdefault(value, len(self._subnets))
+            elif key == "accuracy":
+                self._accuracy[query] = value
+            elif key == "batch_size":
+                self._batch_size[query] = value
+            elif key == "queue_ms":
+                self._queue_ms[query] = value
+            elif key == "inference_ms":
+                self._inference_ms[query] = value
+            elif key == "deadline_met":
+                self._deadline_met[query] = value
+            elif key == "worker":
+                self._worker[query] = self._workers.setdefault(value, len(self._workers))
+            elif key == "policy":
+                self._policies.setdefault(value, len(self._policies))
+            elif key == "executor":
+                self._executors.setdefault(value, len(self._executors))
+        if self._labels is not None and predicted is not None:
+            self._correct_rows[query] = self._correct(predicted, self._labels[query % len(self._labels)])
+        self._done_s[query] = done_s
+        self.answered += 1
+        if done_s - self.intended_s[query] <= self._slo_s:
+            self.met += 1
+
+    def fail(self, query: int, reason: str) -> None:
+        """`query` ended without an answer."""
+        if reason not in self._reasons:
+            if len(self._reasons) < _MAX_REASONS:
+                self._reasons.add(reason)
+            else:
+                reason = f"{reason.partition(':')[0]}: (other reasons)"
+        self.errors[query] = reason
+
+    def finish(self) -> Records:
+        """The arrays of a run that has ended."""
+        return Records(
+            rows=self._rows,
+            intended_s=np.array(self.intended_s),
+            sent_s=np.array(self.sent_s),
+            done_s=np.array(self._done_s),
+            accuracy=np.array(self._accuracy),
+            batch_size=np.array(self._batch_size),
+            queue_ms=np.array(self._queue_ms),
+            inference_ms=np.array(self._inference_ms),
+            deadline_met=np.array(self._deadline_met),
+            correct_rows=np.array(self._correct_rows),
+            subnet=np.array(self._subnet),
+            worker=np.array(self._worker),
+            subnets=[str(name) for name in self._subnets],
+            workers=[str(name) for name in self._workers],
+            policies=[str(name) for name in self._policies],
+            executors=[str(name) for name in self._executors],
+            errors=self.errors,
+        )
+
+    def _correct(self, predicted: bytes, true: bytes) -> int:
+        if predicted == true:
+            return self._rows
+        if len(predicted) != len(true):
+            raise ValueError(f"{len(predicted) // 8} labels for {self._rows} rows")
+        return int(np.count_nonzero(np.frombuffer(predicted, np.int64) == np.frombuffer(true, np.int64)))
+
+
+def _unknown(count: int) -> array[float]:
+    return array("d", np.full(count, np.nan).tobytes())

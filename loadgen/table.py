@@ -1,0 +1,137 @@
+"""What a person sees in the terminal: reports side by side, a trace before it is sent, a run's progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from loadgen.report import Number, Report
+from loadgen.traces import Times, TraceStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loadgen import sender
+
+_MOST_ERRORS = 5
+_BARS = "▁▂▃▄▅▆▇█"
+_LATE_SHARE = 0.1  # of the SLO: a sender later than that distorts what it measures
+
+
+def render_table(reports: Sequence[Report], names: Sequence[str] | None = None) -> RenderableType:
+    """Reports side by side, one column each, headed by `names` or their policies, then what went wrong in each."""
+    heads = names or run_names(reports)
+    table = Table(title=_title(reports), title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for label, value in _ROWS:
+        table.add_row(label, *(value(report) for report in reports))
+    subnets = sorted({name for report in reports for name in report.subnets})
+    for position, subnet in enumerate(subnets):
+        shares = (report.subnets.get(subnet, 0.0) for report in reports)
+        cells = (f"{share:.1%}" if share else "-" for share in shares)
+        table.add_row(f"{'share of subnet' if position == 0 else ''} {subnet}".rjust(24), *cells)
+    return Group(table, *(note for head, report in zip(heads, reports, strict=True) for note in _notes(head, report)))
+
+
+def run_names(reports: Sequence[Report]) -> list[str]:
+    """A name for each run that tells it from the others: its policy, with a number where that is not enough."""
+    found = [report.policy or "run" for report in reports]
+    return [
+        f"{name} #{found[: position + 1].count(name)}" if found.count(name) > 1 else name
+        for position, name in enumerate(found)
+    ]
+
+
+def render_trace(arrivals: Times, stats: TraceStats) -> RenderableType:
+    """What a trace is like: its numbers, and its rate over time as a line of bars."""
+    table = Table(show_header=False, box=None)
+    for label, value in (
+        ("queries", f"{stats.queries:,}"),
+        ("duration", f"{stats.duration_s:g} s"),
+        ("mean rate", f"{stats.mean_qps:,.1f} q/s"),
+        ("peak second", f"{stats.peak_second_qps:,.0f} q/s ({stats.peak_to_mean:.2f} x mean)"),
+        ("peak 100 ms", f"{stats.peak_100ms_qps:,.0f} q/s ({stats.peak_100ms_qps / stats.mean_qps:.2f} x mean)"),
+        ("CV of the gaps", f"{stats.gap_cv:.2f} (0 even, 1 Poisson)"),
+    ):
+        table.add_row(label, value)
+    counts, _ = np.histogram(arrivals, bins=60, range=(0, stats.duration_s))
+    heights = np.minimum(counts * len(_BARS) // max(1, int(counts.max())), len(_BARS) - 1)
+    return Group(table, Text("".join(_BARS[height] for height in heights)))
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[sender.Progress], None]]:
+    """A live line for one run; call what it yields with each `Progress`."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"),
+        console=console,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("replay", total=None, now="")
+
+        def show(now: sender.Progress) -> None:
+            ended = now.answered + now.errors
+            met = f"{now.met / ended:.2%} within SLO" if ended else ""
+            in_flight = now.sent - ended
+            text = f"{ended:,}/{now.queries:,}  {met}  errors {now.errors:,}  in flight {max(0, in_flight):,}"
+            bar.update(task, total=now.queries, completed=ended, now=text)
+
+        yield show
+
+
+def _title(reports: Sequence[Report]) -> str:
+    """What the runs have in common."""
+    parts = []
+    for label, values in (
+        ("model", {report.model for report in reports}),
+        ("trace", {report.trace for report in reports}),
+        ("SLO", {f"{report.slo_ms:g} ms" for report in reports}),
+        ("duration", {f"{report.duration_s:g} s" for report in reports}),
+        ("seed", {str(report.seed) for report in reports}),
+    ):
+        parts.append(f"{label} {values.pop() if len(values) == 1 else 'differs'}")
+    return ", ".join(parts)
+
+
+def _notes(name: str, report: Report) -> Iterator[Text]:
+    """What a reader must know before trusting the numbers."""
+    errors = list(report.errors_by_status.items())
+    for reason, count in errors[:_MOST_ERRORS]:
+        yield Text(f"{name}: {count:,} x {reason}", style="red")
+    if len(errors) > _MOST_ERRORS:
+        yield Text(f"{name}: {len(errors) - _MOST_ERRORS} more kinds of errors", style="red")
+    late = report.sender_lag_ms["p99"]
+    if late is not None and late > _LATE_SHARE * report.slo_ms:
+        yield Text(f"{name}: the sender was late by {late:.1f} ms (p99): latencies include that", style="yellow")
+
+
+def _format(value: Number, pattern: str) -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+_ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
+    ("SLO attainment", lambda r: f"{r.slo_attainment:.4f}"),
+    ("serving accuracy, %", lambda r: _format(r.serving_accuracy, "{:.2f}")),
+    ("label accuracy, %", lambda r: _format(r.label_accuracy, "{:.2f}")),
+    ("latency p50, ms", lambda r: _format(r.latency_ms["p50"], "{:.1f}")),
+    ("latency p95, ms", lambda r: _format(r.latency_ms["p95"], "{:.1f}")),
+    ("latency p99, ms", lambda r: _format(r.latency_ms["p99"], "{:.1f}")),
+    ("latency max, ms", lambda r: _format(r.latency_ms["max"], "{:.1f}")),
+    ("offered, q/s", lambda r: f"{r.offered_qps:,.1f}"),
+    ("goodput, q/s", lambda r: f"{r.goodput_qps:,.1f}"),
+    ("goodput, rows/s", lambda r: f"{r.goodput_rows_per_s:,.1f}"),
+    ("answered / queries", lambda r: f"{r.answered:,} / {r.queries:,}"),
+    ("errors", lambda r: f"{r.errors:,}"),
+    ("batch size, mean", lambda r: _format(r.batch_size_mean, "{:.1f}")),
+    ("sender lag p99, ms", lambda r: _format(r.sender_lag_ms["p99"], "{:.2f}")),
+    ("executor", lambda r: r.executor or "-"),
+)

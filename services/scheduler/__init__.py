@@ -1,0 +1,1 @@
+"""The scheduler: the live driver of ``common.sched.core``."""

@@ -1,0 +1,121 @@
+"""What executes a batch: ``TorchEngine`` computes, ``EmulatedEngine`` says that it does not.
+
+An engine runs in the worker's one executor thread and nowhere else. Tensors come and go as bytes in wire order: the
+input tensors of each query one after the other, and so the outputs (``rows`` x the shape of one row, C order).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from common.supernet.artifact import Supernet
+
+    from common.sched.profile import Profile
+
+DTYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+}
+
+
+class Engine(Protocol):
+    """One supernet on one device."""
+
+    executor: str  # "torch" or "emulated": goes into every answer
+    profile: Profile
+
+    def describe(self) -> dict[str, Any]:
+        """Return the model as ``common.wire.Status`` has it."""
+
+    def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
+        """Actuate ``subnet``, infer all rows as one batch, and return each query's output bytes.
+
+        Raises ValueError for a payload whose size is not ``rows`` times that of one row; KeyError for no such subnet.
+        """
+
+
+def describe(description: dict[str, Any], profile: Profile) -> dict[str, Any]:
+    """Return what the mesh needs to know of a model: its tensors, and the subnets of its profile."""
+    return {
+        "name": description["name"],
+        "inputs": description["inputs"],
+        "outputs": description["outputs"],
+        "labels": description.get("labels", []),
+        "max_batch": profile.max_batch,
+        "subnets": [{"id": subnet.id, "accuracy": subnet.accuracy} for subnet in profile.subnets],
+    }
+
+
+def row_bytes(tensor: dict[str, Any]) -> int:
+    """Return the bytes of one row of a tensor specification."""
+    return int(math.prod(tensor["shape"])) * np.dtype(DTYPES[tensor["datatype"]]).itemsize
+
+
+class TorchEngine:
+    """Real forward passes of the subnet that was actuated in place (section 3 of the paper)."""
+
+    executor = "torch"
+
+    def __init__(self, supernet: Supernet, description: dict[str, Any], profile: Profile) -> None:
+        self.profile = profile
+        self._supernet = supernet
+        self._description = description
+        (self._input,) = description["inputs"]
+        self._input_bytes = row_bytes(self._input)
+
+    def describe(self) -> dict[str, Any]:
+        """See Engine."""
+        return describe(self._description, self.profile)
+
+    def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
+        """See Engine."""
+        import torch  # here: torch is the worker's extra, and an emulated worker runs without it
+
+        data = b"".join(payloads)
+        total = sum(rows)
+        if len(data) != total * self._input_bytes:
+            raise ValueError(f"{len(data)} bytes of input for {total} rows of {self._input_bytes} bytes")
+        batch = np.frombuffer(bytearray(data), DTYPES[self._input["datatype"]])
+        self._supernet.actuate(subnet)
+        outputs = self._supernet.infer(torch.from_numpy(batch.reshape(total, *self._input["shape"])))
+        arrays = [outputs[tensor["name"]].cpu().numpy() for tensor in self._description["outputs"]]
+        bounds = [0]
+        for n in rows:
+            bounds.append(bounds[-1] + n)
+        return [b"".join(array[a:b].tobytes() for array in arrays) for a, b in pairwise(bounds)]
+
+
+class EmulatedEngine:
+    """Stands for a device that is not here: sleeps for the profile's median latency and answers zeros.
+
+    It occupies the worker as long as that device would have been busy, so that scheduling is real while inference is
+    not; ``executor`` says so in every answer and report.
+    """
+
+    executor = "emulated"
+
+    def __init__(self, description: dict[str, Any], profile: Profile) -> None:
+        self.profile = profile
+        self._description = description
+        self._output_bytes = sum(row_bytes(tensor) for tensor in description["outputs"])
+
+    def describe(self) -> dict[str, Any]:
+        """See Engine."""
+        return describe(self._description, self.profile)
+
+    def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
+        """See Engine; the payloads' sizes are not looked at."""
+        del payloads
+        time.sleep(self.profile.latency_us(subnet, sum(rows)) / 1e6)
+        return [bytes(n * self._output_bytes) for n in rows]

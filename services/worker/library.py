@@ -1,0 +1,57 @@
+"""Models and profiles by name: those shipped with the package, or a path that the user gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+from common.sched.profile import Profile, ProfileError
+
+HERE = Path(__file__).parent
+MODELS = HERE / "models"
+PROFILES = HERE / "profiles"
+DESCRIPTION = "supernet.json"
+
+
+def find_model(name: str) -> Path:
+    """Return the folder of a model; ConfigError lists the shipped ones if there is none of that name."""
+    for folder in (MODELS / name, Path(name)):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    shipped = sorted(path.parent.name for path in MODELS.glob(f"*/{DESCRIPTION}"))
+    raise ConfigError(f"model {name!r}: no such shipped model ({', '.join(shipped)}) and no folder with {DESCRIPTION}")
+
+
+def model_name(folder: Path) -> str:
+    """Return the name under which a model folder is served."""
+    return str(read_description(folder)["name"])
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return a model's ``supernet.json``; ConfigError if it cannot be read."""
+    path = folder / DESCRIPTION
+    try:
+        description: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for key in ("name", "inputs", "outputs"):
+        if key not in description:
+            raise ConfigError(f"{path}: no key {key!r}")
+    return description
+
+
+def find_profile(name: str) -> tuple[str, Profile]:
+    """Return name and content of a shipped profile or of a profile file; ConfigError names what is wrong with it."""
+    for path in (PROFILES / f"{name}.json", Path(name)):
+        if path.is_file():
+            return path.stem, read_profile(path)
+    shipped = sorted(path.stem for path in PROFILES.glob("*.json"))
+    raise ConfigError(f"profile {name!r}: no such shipped profile ({', '.join(shipped)}) and no such file")
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile; ConfigError names file, key and value."""
+    try:
+        return Profile.from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, ProfileError) as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -1,0 +1,147 @@
+"""From settings to an engine: find the model, load it, and know how fast it is on this device.
+
+A torch worker measures its profile at its first start and keeps it in a cache folder, under a name made of all that a
+latency depends on: model files, device, threads, torch version. Workers that start together take turns at a lock, so
+that one measures on a quiet device and the others read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import log
+from common.errors import ConfigError
+from common.sched.profile import Profile
+from services.worker import library
+from services.worker.engine import EmulatedEngine, Engine, TorchEngine, row_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from common.supernet.artifact import Supernet
+
+    from common.settings import WorkerSettings
+
+_log = log.get(__name__)
+WARM_UP_RUNS = 3
+
+
+def build(settings: WorkerSettings) -> Engine:
+    """Return the engine that ``settings`` ask for; ConfigError says what is missing or contradictory."""
+    folder = library.find_model(settings.model)
+    if settings.executor == "emulated":
+        return _emulated(settings, folder)
+    if settings.profile is not None:
+        raise ConfigError(f"--profile={settings.profile!r} goes with --executor emulated; torch measures its own")
+    return _torch(settings, folder)
+
+
+def _emulated(settings: WorkerSettings, folder: Path) -> Engine:
+    if settings.profile is None:
+        raise ConfigError("--executor emulated needs --profile NAME or FILE: the device that it stands for")
+    name, profile = library.find_profile(settings.profile)
+    emulated = Profile.from_dict({**profile.to_dict(), "executor": "emulated", "device": f"emulated {name}"})
+    return EmulatedEngine(library.read_description(folder), emulated)
+
+
+def _torch(settings: WorkerSettings, folder: Path) -> Engine:
+    try:
+        import torch
+
+        from common.supernet import artifact
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--executor torch: {error}; pip install 'superserve-mesh[worker]'") from error
+    torch.set_num_threads(1)  # one worker, one core: more threads per process are slower on a shared machine
+    device = _device(settings.device)
+    supernet = artifact.load(folder, device=device)
+    path = _cache_path(settings, folder, device, torch.__version__)
+    with _locked(path.with_suffix(".lock")):
+        if path.is_file() and not settings.reprofile:
+            profile = library.read_profile(path)
+            _log.info("profile_cached", path=str(path))
+        else:
+            profile = _measure(supernet, path)
+    engine = TorchEngine(supernet, library.read_description(folder), profile)
+    _warm_up(engine)
+    return engine
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device={name!r}: this torch ({torch.__version__}) sees no CUDA device")
+    if name.startswith("cuda") and int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise ConfigError(f"--device={name!r}: there are {torch.cuda.device_count()} CUDA devices")
+    return name
+
+
+def _measure(supernet: Supernet, path: Path) -> Profile:
+    from common.supernet import artifact
+
+    _log.info("profile_measuring", model=supernet.name, note="first start on this device; takes some seconds")
+    profile = Profile.from_dict(artifact.profile(supernet))
+    if profile.repairs:
+        _log.warning("profile_repaired", repairs=profile.repairs)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(profile.to_dict(), indent=1))
+    temporary.replace(path)
+    _log.info("profile_measured", path=str(path))
+    return profile
+
+
+def _warm_up(engine: Engine) -> None:
+    """Run each subnet at the smallest and the largest batch, so that no query pays for first-call set-up."""
+    (tensor,) = engine.describe()["inputs"]
+    size = row_bytes(tensor)
+    for subnet in engine.profile.subnets:
+        for rows in (1, engine.profile.max_batch):
+            for _ in range(WARM_UP_RUNS):
+                engine.execute(subnet.id, [bytes(rows * size)], [rows])
+
+
+def _cache_path(settings: WorkerSettings, folder: Path, device: str, torch_version: str) -> Path:
+    base = Path(settings.cache_dir) if settings.cache_dir else _user_cache()
+    key = hashlib.sha256()
+    for name in ("supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json"):
+        key.update((folder / name).read_bytes())
+    key.update(repr((device, _processor(device), torch_version, platform.python_version())).encode())
+    path = base / "profiles" / f"{library.model_name(folder)}-{device.replace(':', '')}-{key.hexdigest()[:12]}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--cache-dir: cannot make {path.parent}: {error}") from error
+    return path
+
+
+def _user_cache() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("superserve"))
+
+
+def _processor(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
