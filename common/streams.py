@@ -15,11 +15,14 @@ restart without AOF, a stream deleted by the scheduler): make it again and go on
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from common import keys
@@ -80,6 +83,11 @@ def _translated() -> Iterator[None]:
         raise StreamsError(f"Redis refused: {error}") from error
     except (RedisError, OSError) as error:
         raise StreamsError(f"Redis: {error or type(error).__name__}") from error
+    # Before Python 3.12 asyncio.wait_for, which redis-py sends through, swallows a cancellation that comes as the inner
+    # future completes. A reader that loops over commands would then never end.
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class Streams:
@@ -88,9 +96,14 @@ class Streams:
     def __init__(self, url: str) -> None:
         try:
             # RESP2 and no client-side name: the same answers from Redis 6.2 to 8 and from Valkey.
-            # Any: redis-py types every reply as a union over both protocols and both kinds of client.
+            # One retry, at once: after a restart of Redis every pooled connection is dead and the first use says so.
+            # Repeating is safe, for delivery is at least once everywhere. Any: redis-py types every reply as a union.
             self._redis: Any = redis.Redis.from_url(
-                url, protocol=2, socket_connect_timeout=2.0, socket_timeout=READ_GRACE_S
+                url,
+                protocol=2,
+                retry=Retry(NoBackoff(), retries=1),
+                socket_connect_timeout=2.0,
+                socket_timeout=READ_GRACE_S,
             )
         except ValueError as error:
             raise ConfigError(f"redis URL {url!r}: {error}") from error

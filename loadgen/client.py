@@ -34,6 +34,7 @@ class Connection(asyncio.Protocol):
         "_owner",
         "_parser",
         "_reason",
+        "_status",
         "_transport",
         "open",
         "query",
@@ -48,8 +49,9 @@ class Connection(asyncio.Protocol):
         self._reason = "connection: closed before the reply"
         self._header_length = 0
         self._body = b""
-        self._complete = False
+        self._complete = 0
         self._keep_alive = False
+        self._status = 0
 
     @property
     def peer(self) -> str:
@@ -95,20 +97,17 @@ class Connection(asyncio.Protocol):
             self._reply_complete()
 
     def _reply_complete(self) -> None:
-        status = self._parser.get_status_code()
         query, body, header_length = self.query, self._body, self._header_length
-        self._complete, self._body, self._header_length = False, b"", 0
-        if status < 200:  # an interim reply: the real one follows
-            return
-        if query is None:
+        if query is None or self._complete > 1:
             self.abort("reply: not asked for")
             return
+        self._complete, self._body, self._header_length = 0, b"", 0
         self.query = None
         if not self._keep_alive:
             self.open = False
             assert self._transport is not None
             self._transport.close()
-        self._owner.replied(self, query, status, header_length, body)
+        self._owner.replied(self, query, self._status, header_length, body)
 
     # What httptools calls while it parses.
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -122,5 +121,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The reply is whole; `data_received` goes on when the parser has returned."""
-        self._complete = True
+        self._status = self._parser.get_status_code()
         self._keep_alive = self._parser.should_keep_alive()  # known only within this call
+        if self._status >= 200:  # else an interim reply: the real one follows
+            self._complete += 1

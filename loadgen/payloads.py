@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from loadgen.errors import InputError
 from loadgen.oip import DTYPES, Endpoint, ModelSpec, Tensors, TensorSpec, infer_request
+from loadgen.records import LABEL
 
-LABEL = "label"  # the output compared with the true labels
 _LABELS = "labels"  # their name in a data file
 _MAX_BYTES = 128 << 20  # of encoded requests: a bound on memory, not on the run
 _RANDOM_REQUESTS = 16

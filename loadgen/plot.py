@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by the colour-blind; with line styles they survive a black-and-white print too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LEFT, _RIGHT = 0.06, 0.985  # of the figure's width
 _LINES = ("-", "--", "-.", ":")
 _GREY = "#666666"
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -65,6 +67,8 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
         load.set_xlim(0, max(report.duration_s for report in reports))
         _draw_latency(figure.add_subplot(grid[:3, 1]), reports, heads)
         _draw_summary(figure.add_subplot(grid[3, 1]), reports, heads)
+        handles, labels = over_time[3].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="upper right", ncols=4, bbox_to_anchor=(_RIGHT, 0.985), handlelength=3)
         _save(figure, path, f"{reports[0].model}: {_short(reports[0].trace)}, SLO {reports[0].slo_ms:g} ms")
 
 
@@ -109,35 +113,39 @@ def _draw_load(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> N
 
 def _draw_latency(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
     """Shares of ALL queries: a run with errors never reaches 1."""
-    axes.set_title("Latency from the intended send time")
+    axes.set_title("Latency from the intended send time", pad=16)
     for position, report in enumerate(reports):
         share = np.array(CDF_PERCENT) / 100 * (report.answered / report.queries)
         latency = report.latency_cdf_ms
         _line(axes, position, latency, share[: len(latency)], label=heads[position])
     slo_ms = reports[0].slo_ms
     axes.axvline(slo_ms, color=_GREY, linewidth=1)
-    axes.annotate(
-        f"SLO {slo_ms:g} ms", (slo_ms, 0.02), xytext=(4, 0), textcoords="offset points", color=_GREY, fontsize=8
-    )
+    axes.text(slo_ms, 1.03, f"SLO {slo_ms:g} ms", ha="center", color=_GREY, fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("latency, ms (log scale)")
     axes.set_ylabel("share of all queries answered by then")
-    axes.legend(loc="upper left", handlelength=2.6)
 
 
 def _draw_summary(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
     """The three numbers that the paper compares, per run."""
+    from matplotlib.transforms import Bbox
+
     axes.axis("off")
     cells = [
         [f"{r.slo_attainment:.4f}", _text(r.serving_accuracy, "{:.2f} %"), _text(r.latency_ms["p99"], "{:.0f} ms")]
         for r in reports
     ]
+    height = min(1.0, 0.24 * (len(reports) + 1))
     table = axes.table(
-        cells, rowLabels=list(heads), colLabels=["attainment", "accuracy", "p99"], loc="center", cellLoc="center",
-        bbox=(0.22, 0.0, 0.78, min(1.0, 0.24 * (len(reports) + 1))), edges="horizontal",
-    )  # fmt: skip
+        cells,
+        rowLabels=list(heads),
+        colLabels=["attainment", "accuracy", "p99"],
+        cellLoc="center",
+        bbox=Bbox.from_bounds(0.22, 0.0, 0.78, height),
+        edges="horizontal",
+    )
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for cell in table.get_celld().values():
@@ -165,20 +173,27 @@ def _short(trace: str) -> str:
     return f"{kind}{colon}{rest.rsplit('/', 1)[-1]}"
 
 
+def require_matplotlib() -> None:
+    """MissingExtraError without matplotlib: to be told before a run, not after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot")
+
+
 def _style() -> Any:
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise MissingExtraError("matplotlib", "plot") from None
+    require_matplotlib()
+    import matplotlib
+
     return matplotlib.rc_context(_STYLE)
 
 
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left=_LEFT, right=_RIGHT, top=1 - 0.75 / height, bottom=0.5 / height)
+    return figure
 
 
 def _save(figure: Figure, path: Path, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    figure.savefig(path, dpi=130, bbox_inches="tight", format="png")
+    figure.suptitle(title, x=_LEFT, ha="left", fontsize=12, fontweight="bold")
+    figure.savefig(path, dpi=130, format="png")

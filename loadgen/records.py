@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.oip import parse_reply
+
 Column = NDArray[np.float64]
 
+LABEL = "label"  # the output that is compared with the true labels
+_MAX_HELD_BYTES = 256 << 20  # of answers read after the run; further ones are read as they come
 _MAX_REASONS = 50  # distinct error reasons kept: a server may write a number into each
 
 
@@ -69,17 +74,75 @@ class Recorder:
         self._policies: dict[str, int] = {}
         self._executors: dict[str, int] = {}
         self._reasons: set[str] = set()
+        self._held: list[tuple[int, bytes, int]] = []  # bodies not yet read
+        self._held_bytes = 0
 
     @property
     def ended(self) -> int:
         """Queries answered or failed."""
         return self.answered + len(self.errors)
 
-    def answer(self, query: int, done_s: float, parameters: Mapping[str, Any], predicted: bytes | None) -> None:
-        """`query` was answered with status 200; `predicted` are the labels of its rows as INT64 bytes.
+    def answer(self, query: int, done_s: float, body: bytes, header_length: int) -> None:
+        """`query` was answered with status 200. `finish` reads the body, so that a run has its CPU for sending."""
+        self._done_s[query] = done_s
+        self.answered += 1
+        if done_s - self.intended_s[query] <= self._slo_s:
+            self.met += 1
+        if self._held_bytes < _MAX_HELD_BYTES:
+            self._held.append((query, body, header_length))
+            self._held_bytes += len(body)
+        else:
+            self._read(query, body, header_length)
 
-        TypeError or ValueError when a parameter has the wrong type: then nothing counts, and `fail` must follow.
-        """
+    def fail(self, query: int, reason: str) -> None:
+        """`query` ended without an answer."""
+        if reason not in self._reasons:
+            if len(self._reasons) < _MAX_REASONS:
+                self._reasons.add(reason)
+            else:
+                reason = f"{reason.partition(':')[0]}: (other reasons)"
+        self.errors[query] = reason
+
+    def finish(self) -> Records:
+        """The arrays of a run that has ended; an answer that cannot be read becomes an error."""
+        for held in self._held:
+            self._read(*held)
+        self._held.clear()
+        return Records(
+            rows=self._rows,
+            intended_s=np.array(self.intended_s),
+            sent_s=np.array(self.sent_s),
+            done_s=np.array(self._done_s),
+            accuracy=np.array(self._accuracy),
+            batch_size=np.array(self._batch_size),
+            queue_ms=np.array(self._queue_ms),
+            inference_ms=np.array(self._inference_ms),
+            deadline_met=np.array(self._deadline_met),
+            correct_rows=np.array(self._correct_rows),
+            subnet=np.array(self._subnet),
+            worker=np.array(self._worker),
+            subnets=[str(name) for name in self._subnets],
+            workers=[str(name) for name in self._workers],
+            policies=[str(name) for name in self._policies],
+            executors=[str(name) for name in self._executors],
+            errors=self.errors,
+        )
+
+    def _read(self, query: int, body: bytes, header_length: int) -> None:
+        try:
+            parameters, predicted = parse_reply(body, header_length, LABEL)
+            self._note(query, parameters)
+            if self._labels is not None and predicted is not None:
+                self._correct_rows[query] = self._correct(predicted, self._labels[query % len(self._labels)])
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            if self._done_s[query] - self.intended_s[query] <= self._slo_s:
+                self.met -= 1
+            self.answered -= 1
+            self._done_s[query] = math.nan
+            self.fail(query, f"reply: cannot be read, {type(error).__name__}: {error}")
+
+    def _note(self, query: int, parameters: Mapping[str, Any]) -> None:
+        """Keep what the server told of `query`. TypeError when a value has the wrong type."""
         for key, value in parameters.items():
             if value is None:
                 continue
@@ -101,43 +164,6 @@ class Recorder:
                 self._policies.setdefault(value, len(self._policies))
             elif key == "executor":
                 self._executors.setdefault(value, len(self._executors))
-        if self._labels is not None and predicted is not None:
-            self._correct_rows[query] = self._correct(predicted, self._labels[query % len(self._labels)])
-        self._done_s[query] = done_s
-        self.answered += 1
-        if done_s - self.intended_s[query] <= self._slo_s:
-            self.met += 1
-
-    def fail(self, query: int, reason: str) -> None:
-        """`query` ended without an answer."""
-        if reason not in self._reasons:
-            if len(self._reasons) < _MAX_REASONS:
-                self._reasons.add(reason)
-            else:
-                reason = f"{reason.partition(':')[0]}: (other reasons)"
-        self.errors[query] = reason
-
-    def finish(self) -> Records:
-        """The arrays of a run that has ended."""
-        return Records(
-            rows=self._rows,
-            intended_s=np.array(self.intended_s),
-            sent_s=np.array(self.sent_s),
-            done_s=np.array(self._done_s),
-            accuracy=np.array(self._accuracy),
-            batch_size=np.array(self._batch_size),
-            queue_ms=np.array(self._queue_ms),
-            inference_ms=np.array(self._inference_ms),
-            deadline_met=np.array(self._deadline_met),
-            correct_rows=np.array(self._correct_rows),
-            subnet=np.array(self._subnet),
-            worker=np.array(self._worker),
-            subnets=[str(name) for name in self._subnets],
-            workers=[str(name) for name in self._workers],
-            policies=[str(name) for name in self._policies],
-            executors=[str(name) for name in self._executors],
-            errors=self.errors,
-        )
 
     def _correct(self, predicted: bytes, true: bytes) -> int:
         if predicted == true:

@@ -63,7 +63,6 @@ async def replay(options: ReplayOptions, progress: Callable[[Progress], None] | 
     recorder = Recorder(arrivals, rows=options.rows, slo_ms=options.slo_ms, labels=payload.labels)
     sender = Sender(
         endpoint,
-        options.model,
         payload.requests,
         recorder,
         connections=options.connections,

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from loadgen.client import Connection
-from loadgen.oip import Endpoint, parse_error, parse_reply
-from loadgen.payloads import LABEL
+from loadgen.oip import Endpoint, parse_error
 from loadgen.records import Recorder
 
 _TICK_S = 0.001  # uvloop's timers count whole milliseconds
@@ -48,7 +47,6 @@ class Sender:
     def __init__(
         self,
         endpoint: Endpoint,
-        model: str,
         requests: Sequence[bytes],
         recorder: Recorder,
         *,
@@ -56,13 +54,13 @@ class Sender:
         timeout_s: float,
     ) -> None:
         self._endpoint = endpoint
-        self._path = endpoint.model_path(model)
         self._requests = requests
         self._recorder = recorder
         self._max_connections = connections
         self._timeout_s = timeout_s
         self._start = 0.0
         self._next = 0  # the first query not yet due
+        self._sent = 0
         self._waiting: deque[int] = deque()  # due, without a connection
         self._in_flight: deque[tuple[int, Connection]] = deque()  # in order of intended time; ended ones linger
         self._idle: deque[Connection] = deque()  # closed ones linger
@@ -115,6 +113,7 @@ class Sender:
     def _send(self, connection: Connection, query: int) -> None:
         connection.send(query, self._requests[query % len(self._requests)])
         self._recorder.sent_s[query] = monotonic() - self._start
+        self._sent += 1
         self._in_flight.append((query, connection))
 
     def _take_idle(self) -> Connection | None:
@@ -139,8 +138,9 @@ class Sender:
 
     def _progress(self, now: float) -> Progress:
         recorder = self._recorder
-        sent = self._next - len(self._waiting)
-        return Progress(now, len(recorder.intended_s), sent, recorder.answered, len(recorder.errors), recorder.met)
+        return Progress(
+            now, len(recorder.intended_s), self._sent, recorder.answered, len(recorder.errors), recorder.met
+        )
 
     # What the connections report.
     def connected(self, connection: Connection) -> None:
@@ -157,10 +157,7 @@ class Sender:
         if status != 200:
             self._recorder.fail(query, f"{status}: {parse_error(body)}")
         else:
-            try:
-                self._recorder.answer(query, now, *parse_reply(body, header_length, LABEL))
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-                self._recorder.fail(query, f"reply: cannot be read, {type(error).__name__}: {error}")
+            self._recorder.answer(query, now, body, header_length)
         intended_s = self._recorder.intended_s
         if self._next < len(intended_s) and intended_s[self._next] <= now:
             self._send_due()

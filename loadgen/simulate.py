@@ -36,8 +36,8 @@ from common.sched.types import (
 class Conditions:
     """What the world does to a batch. Times in microseconds.
 
-    A batch takes median x (1 + |N(0, jitter)|), doubled with probability `tail`, plus `overhead_us`. `hop_us` is the way of
-    one message: a dispatch to its worker, a report or a reply back. `deaths` are (time, worker).
+    A batch takes median x (1 + |N(0, jitter)|), doubled with probability `tail`, plus `overhead_us`. `hop_us` is the
+    way of one message: a dispatch to its worker, a report or a reply back. `deaths` are (time, worker).
     """
 
     jitter: float = 0.0
@@ -48,7 +48,7 @@ class Conditions:
     seed: int = 0
 
     def measured(self, profile: Profile) -> Profile:
-        """Return the profile that a worker would measure in these conditions, `tail` left out: it is too rare for a p95."""
+        """Return the profile that a worker would measure in these conditions; `tail` is too rare to show in a p95."""
         return replace(profile, subnets=tuple(self._measured(subnet) for subnet in profile.subnets))
 
     def _measured(self, subnet: Subnet) -> Subnet:

@@ -49,7 +49,7 @@ class Ramp:
 
 @dataclass(frozen=True, slots=True)
 class Minutes:
-    """Counts per minute from a CSV file; `column` empty takes the last column."""
+    """Counts per minute from a CSV file; `column` empty takes the second, or the only one."""
 
     file: Path
     column: str

@@ -28,7 +28,7 @@ _LATE_SHARE = 0.1  # of the SLO: a sender later than that distorts what it measu
 def render_table(reports: Sequence[Report], names: Sequence[str] | None = None) -> RenderableType:
     """Reports side by side, one column each, headed by `names` or their policies, then what went wrong in each."""
     heads = names or run_names(reports)
-    table = Table(title=_title(reports), title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("", no_wrap=True)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
@@ -39,7 +39,8 @@ def render_table(reports: Sequence[Report], names: Sequence[str] | None = None) 
         shares = (report.subnets.get(subnet, 0.0) for report in reports)
         cells = (f"{share:.1%}" if share else "-" for share in shares)
         table.add_row(f"{'share of subnet' if position == 0 else ''} {subnet}".rjust(24), *cells)
-    return Group(table, *(note for head, report in zip(heads, reports, strict=True) for note in _notes(head, report)))
+    notes = (note for head, report in zip(heads, reports, strict=True) for note in _notes(head, report))
+    return Group(Text(_title(reports), style="bold"), table, *notes)
 
 
 def run_names(reports: Sequence[Report]) -> list[str]:
@@ -76,14 +77,13 @@ def progress_bar(console: Console) -> Iterator[Callable[[sender.Progress], None]
         console=console,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("replay", total=None, now="")
+        task = bar.add_task("replay", total=None, now="", visible=False)
 
         def show(now: sender.Progress) -> None:
             ended = now.answered + now.errors
             met = f"{now.met / ended:.2%} within SLO" if ended else ""
-            in_flight = now.sent - ended
-            text = f"{ended:,}/{now.queries:,}  {met}  errors {now.errors:,}  in flight {max(0, in_flight):,}"
-            bar.update(task, total=now.queries, completed=ended, now=text)
+            text = f"{ended:,}/{now.queries:,}  {met}  errors {now.errors:,}"
+            bar.update(task, total=now.queries, completed=ended, now=text, visible=True)
 
         yield show
 
@@ -111,7 +111,8 @@ def _notes(name: str, report: Report) -> Iterator[Text]:
         yield Text(f"{name}: {len(errors) - _MOST_ERRORS} more kinds of errors", style="red")
     late = report.sender_lag_ms["p99"]
     if late is not None and late > _LATE_SHARE * report.slo_ms:
-        yield Text(f"{name}: the sender was late by {late:.1f} ms (p99): latencies include that", style="yellow")
+        why = "every connection was busy, or the sender had too little CPU"
+        yield Text(f"{name}: queries left {late:.1f} ms late (p99), latencies include that: {why}", style="yellow")
 
 
 def _format(value: Number, pattern: str) -> str:

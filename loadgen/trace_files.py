@@ -15,12 +15,12 @@ _UTC_SUFFIX = re.compile(r"(Z|[+-]00:?00)$")
 
 
 def read_minutes(path: Path, column: str = "") -> NDArray[np.float64]:
-    """Counts per minute, in file order, from `column` (by default the last one).
+    """Counts per minute, in file order, from `column` (by default the second one, or the only one).
 
     The first line names the columns. InputError when the column is not there or a count is not a number >= 0.
     """
     header, rows = _read(path)
-    at = _column(path, header, column, default=len(header) - 1)
+    at = _column(path, header, column, default=min(1, len(header) - 1))
     counts = np.array([_count(path, line, row[at]) for line, row in rows], dtype=np.float64)
     if counts.sum() <= 0:
         raise InputError("minutes: FILE", path, f"column {header[at]!r} holds no requests")

@@ -3,7 +3,8 @@
 Pure: standard library only, no await, clock, random number, environment or I/O. `docs/scheduling.md` tells the theory.
 """
 
-from common.sched.core import Scheduler, SchedulerOptions
+from common.sched.core import Scheduler
+from common.sched.options import SchedulerOptions
 from common.sched.policies import parse_policy
 from common.sched.profile import Profile, ProfileError
 from common.sched.types import (

@@ -2,44 +2,50 @@
 # The core: the one place where anything is decided
 ################################################################
 #
-# `Scheduler.handle(event, now_us) -> list[Command]` is the only method that changes anything. The live scheduler and the
-# simulator are two drivers of this file: they carry events in and commands out and decide nothing. Nothing here reads a clock,
-# draws a random number or awaits, so the same events at the same times give the same commands.
+# `Scheduler.handle(event, now_us) -> list[Command]` is the only method that changes anything. The live scheduler and
+# the simulator are two drivers of this file: they carry events in and commands out and decide nothing. Nothing here
+# reads a clock, draws a random number or awaits, so the same events at the same times give the same commands.
 #
 # Theory of operation
 # ===================
 #
-# A query is in exactly one place: queued, in flight on one worker, done, or rejected. After every event:
+# A query is in exactly one place: queued, in flight on one worker, done, or rejected. After an event:
 #
-# 1) Consider the head of the queue, the earliest deadline. It is hopeless if no worker that takes batches can meet its
-#    deadline: a worker starts at max(now + dispatch delay, predicted free), needs the median of the cheapest subnet that the
-#    policy would use for it, and the reply needs its margin. Under `late=drop` a hopeless head is rejected and the next one
-#    considered; under `late=serve` it goes with the cheapest subnet and a full batch, which frees the queue soonest.
-#    Without workers the head waits until its deadline.
+# 1) Consider the head of the queue, the earliest deadline. It is hopeless if no worker that takes batches can meet
+#    its deadline: a worker starts at max(now + dispatch delay, predicted free), needs the median of the cheapest subnet
+#    that the policy would use for it, and the reply needs its margin. Under `late=drop` a hopeless head is rejected and
+#    the next one considered; under `late=serve` it goes with the cheapest subnet and a full batch, which frees the
+#    queue soonest. Without workers the head waits until its deadline.
 #
-# 2) Pick the worker: among those that can meet the head's deadline and may take a batch, the one free earliest; between
-#    equals the fastest, then the most accurate, then by name. A worker may take a batch if it holds fewer than `max_in_flight`
-#    and its predicted free time, less the dispatch delay, has come: the next batch then arrives as the last one ends. Only
-#    predictions make this happen twice in a row; when they are near zero the cap is what bounds.
+# 2) Pick the worker, among those that can meet the head's deadline and may take a batch. A worker may if it holds fewer
+#    than `max_in_flight` and its predicted free time, less the dispatch delay, has come: the next batch arrives as the
+#    last one ends, and no worker idles for a round trip. More than one is ahead only while predictions are shorter than
+#    the delay; if they are wrong, the cap is what bounds. All of these would start at the same moment: an idle worker
+#    surely, one about to be free if its prediction holds. So idle ones go first, then the fastest, the most accurate,
+#    and the first by name.
 #
-# 3) Ask the policy for subnet and rows, and pack: the head, then queries in EDF order while rows fit, passing over those that
-#    need more accuracy than the subnet has. Dispatch, and go to 1.
+# 3) Ask the policy for subnet and rows, and pack: the head, then queries in EDF order while rows fit, passing over
+#    those that need more accuracy than the subnet has. Dispatch, and go to 1. The slack that the policy sees allows for
+#    the running batch to take longer than predicted, as batches lately did (`start_quantile`).
 #
 # 4) Say when to be called again (WakeAt): at the earliest of a worker's dispatch-ahead moment and the head's expiry.
 #
-# A lost worker's queries return to the queue with their old deadlines. Only its first unfinished batch was running, and only
-# that is blamed; a query blamed `max_attempts` times is poison.
+# A lost worker's queries return to the queue with their old deadlines. Only its first unfinished batch was running, and
+# only that is blamed; a query blamed `max_attempts` times is poison.
 #
-# Arrivals behind the head change nothing before the WakeAt already known, so they cost a push and no decision.
+# Arrivals behind the head change nothing before the WakeAt already known: they cost a push and no decision.
+
+"""The scheduler core. See the theory of operation above, and `docs/scheduling.md`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, assert_never
+from typing import assert_never
 
 from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
+from common.sched.options import SchedulerOptions
 from common.sched.policies.base import Policy, View
 from common.sched.queue import EdfQueue
 from common.sched.types import (
@@ -65,35 +71,6 @@ NEVER = 1 << 62
 """Later than every time in microseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerOptions:
-    """Options of the core. Raises ValueError, naming key and value, for one that is out of range.
-
-    `reply_margin_us` is taken off every slack: the time a reply needs back to the client. `ahead_floor_us` and `ahead_cap_us`
-    bound the measured dispatch delay. `first_batch` is the first batch id: a scheduler that restarts must not repeat ids.
-    """
-
-    late: Literal["drop", "serve"] = "drop"
-    reply_margin_us: int = 0
-    max_in_flight: int = 2
-    ahead_floor_us: int = 0
-    ahead_cap_us: int = 10_000
-    max_queue_rows: int = 16_384
-    max_attempts: int = 3
-    first_batch: int = 1
-
-    def __post_init__(self) -> None:
-        if self.late not in ("drop", "serve"):
-            raise ValueError(f"late: expected drop or serve, got {self.late!r}")
-        for key, least in (("reply_margin_us", 0), ("max_in_flight", 1), ("ahead_floor_us", 0), ("max_queue_rows", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}: expected at least {least}, got {getattr(self, key)}")
-        if self.ahead_cap_us < self.ahead_floor_us:
-            raise ValueError(f"ahead_cap_us: expected at least ahead_floor_us, got {self.ahead_cap_us}")
-        if self.max_attempts < 1:
-            raise ValueError(f"max_attempts: expected at least 1, got {self.max_attempts}")
-
-
 @dataclass(slots=True)
 class _Placement:
     """Where the head of the queue can go: a worker to fill now, or why there is none, or when to look again."""
@@ -104,7 +81,7 @@ class _Placement:
 
 
 class Scheduler:
-    """Queue, workers and estimators of one model. See the top of this file; `handle` is the only method that mutates."""
+    """Queue, workers and estimators of one model. `handle` is the only method that changes anything."""
 
     def __init__(self, policy: Policy, options: SchedulerOptions | None = None) -> None:
         self.policy = policy
@@ -127,9 +104,9 @@ class Scheduler:
     def handle(self, event: Event, now_us: int) -> list[Command]:
         """Apply an event at `now_us` and return what to do, in order.
 
-        The last command may be a WakeAt, later than `now_us`: the earliest moment that matters if no event comes before.
-        It replaces every earlier one; if there is none, no moment matters. Raises PolicyError or ProfileError, and
-        changes nothing, for a WorkerHello whose profile the policy cannot work with, or whose batches it does not know.
+        The last command may be a WakeAt, later than `now_us`: the earliest moment that matters if no event comes
+        before. It replaces every earlier one; if there is none, no moment matters. Raises PolicyError or ProfileError,
+        and changes nothing, for a WorkerHello whose profile the policy cannot work with or whose batches it lacks.
         """
         out: list[Command] = []
         match event:
@@ -297,26 +274,29 @@ class Scheduler:
                 _Placement(hopeless="no_worker") if now_us >= head.deadline_us else _Placement(wake_us=head.deadline_us)
             )
         delay_us, max_in_flight = self.delay.us, self.options.max_in_flight
+        soonest_us = now_us + delay_us
         place = _Placement(hopeless="min_accuracy")
-        expiry_us, best_us = 0, NEVER
+        last_us = 0
         for worker in self._ready:
-            first = worker.eligible(head.min_accuracy)
-            if first == len(worker.profile.subnets):
+            floor_us = worker.floor_us(head)
+            if floor_us is None:
                 continue
-            start_us = max(now_us + delay_us, worker.free_us)
-            latest_us = due_us - worker.profile.floor_us(first, head.rows)
-            if start_us > latest_us:
+            free_us, latest_us = worker.free_us, due_us - floor_us
+            if free_us > latest_us or soonest_us > latest_us:
                 place.hopeless = place.hopeless and "late"
                 continue
             place.hopeless = None
-            expiry_us = max(expiry_us, latest_us - delay_us + 1)
+            if latest_us > last_us:
+                last_us = latest_us
             if len(worker.batches) >= max_in_flight:
                 continue
-            if now_us < worker.free_us - delay_us:
-                place.wake_us = min(place.wake_us, worker.free_us - delay_us)
-            elif place.worker is None or (start_us, worker.rank) < (best_us, place.worker.rank):
-                place.worker, best_us = worker, start_us
-        place.wake_us = min(place.wake_us, expiry_us)
+            if free_us > soonest_us:
+                if free_us - delay_us < place.wake_us:
+                    place.wake_us = free_us - delay_us
+            elif place.worker is None or worker.order() < place.worker.order():
+                place.worker = worker
+        # At this wake the last start that makes the deadline has passed, unless a worker can be filled before.
+        place.wake_us = min(place.wake_us, last_us - delay_us + 1)
         return place
 
     def _dispatch(self, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
@@ -324,13 +304,8 @@ class Scheduler:
         head = self._queue.head
         choice: Choice | None = None
         if not late:
-            start_us = max(now_us + self.delay.us, worker.free_us)
-            import os
-            q=float(os.environ.get("SQ","0"))
-            if q and worker.batches:
-                r=self.residuals._sorted
-                f=(r[int(q*len(r))] if len(r)>=16 else 1.0)-1
-                start_us = max(now_us + self.delay.us, worker.free_us + int(f*next(iter(worker.batches.values())).expected_us))
+            overrun = self.residuals.quantile(self.options.start_quantile, prior=1.0) - 1.0
+            start_us = worker.start_us(now_us + self.delay.us, overrun)
             slack_us = head.deadline_us - self.options.reply_margin_us - start_us
             ready, rate, residuals = self._ready, self.rate, self.residuals
             choice = self.policy.choose(View(now_us, start_us, slack_us, self._queue, worker, ready, rate, residuals))

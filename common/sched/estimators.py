@@ -9,7 +9,6 @@ from math import exp
 _RATE_WINDOW_US = 100_000
 _RESIDUALS = 2048
 _RESIDUALS_NEEDED = 512
-_RESIDUAL_PRIOR = 1.5
 
 
 class ArrivalRate:
@@ -50,13 +49,13 @@ class Residuals:
         self._recent.append(ratio)
         insort(self._sorted, ratio)
 
-    def quantile(self, q: float) -> float:
-        """Return the q-quantile of the ratios. Before 512 batches are seen it is at least 1.5: little is known yet."""
+    def quantile(self, q: float, prior: float = 1.5) -> float:
+        """Return the q-quantile of the ratios, and until 512 batches are seen at least `prior`: little is known yet."""
         n = len(self._sorted)
         if n == 0:
-            return _RESIDUAL_PRIOR
-        ratio = self._sorted[min(n - 1, int(q * n))]
-        return ratio if n >= _RESIDUALS_NEEDED else max(ratio, _RESIDUAL_PRIOR)
+            return prior
+        ratio = self._sorted[int(q * n)]
+        return ratio if n >= _RESIDUALS_NEEDED else max(ratio, prior)
 
 
 class DispatchDelay:

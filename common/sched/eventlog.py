@@ -1,7 +1,8 @@
 """A log of events that replays to the same commands: what a bug report is made of.
 
-JSON lines. The first is a header with the format, the policy's full spec and the options; each other is one event with the
-time at which it was applied. Writing and reading files is the caller's: a sink takes lines, `replay` takes them back.
+JSON lines. The first is a header with the format, the policy's full spec and the options; each other is one event
+with the time at which it was applied. Writing and reading files is the caller's: a sink takes lines, `replay` takes
+them back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, assert_never
 
-from common.sched.core import Scheduler, SchedulerOptions
+from common.sched.core import Scheduler
+from common.sched.options import SchedulerOptions
 from common.sched.policies import parse_policy, spec_of
 from common.sched.profile import Profile
 from common.sched.types import (
@@ -35,7 +37,7 @@ class EventLogError(ValueError):
 
 
 class EventLog:
-    """Writes the events of one scheduler, which must be fresh, to `sink`: a function that takes a line with its newline."""
+    """Writes the events of one scheduler, which must be fresh, to `sink`, which takes a line with its newline."""
 
     def __init__(self, sink: Callable[[str], object], scheduler: Scheduler) -> None:
         self._sink = sink

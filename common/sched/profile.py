@@ -6,9 +6,10 @@ A profile is measured by the worker on its own device, or shipped as JSON:
      "batch_sizes": [1, 2, 4, 8, 16],
      "subnets": [{"id": "73.82", "accuracy": 73.82, "median_us": [...], "p95_us": [...]}, ...]}
 
-Between batch sizes latency is interpolated linearly; beyond the largest, which only a single oversized query reaches, it is
-extrapolated along the last segment. Latency grows with batch (property P1 of the paper, section 4). Noise in a measurement can
-break that, and can put a p95 below its median: then the running maximum is taken, and `Profile.repairs` says where.
+Between batch sizes latency is interpolated linearly; beyond the largest, which only a single oversized query reaches,
+it is extrapolated along the last segment. Latency grows with batch (property P1 of the paper, section 4). Noise in a
+measurement can break that, and can put a p95 below its median: then the running maximum is taken, and
+`Profile.repairs` says where.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Subnet:
 class Profile:
     """Subnets by ascending accuracy, with latencies for ascending batch sizes, on one device.
 
-    Raises ProfileError on construction if batch sizes or subnets are missing, repeated, not positive or of unequal length.
-    Two profiles are equal if their measurements are.
+    Raises ProfileError on construction if batch sizes or subnets are missing, repeated, not positive or of unequal
+    length. Two profiles are equal if their measurements are.
     """
 
     device: str
@@ -76,8 +77,8 @@ class Profile:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
-        # _floor[i][rows]: the least median latency among the subnets from index i on. Property P2 (latency grows with accuracy)
-        # makes that subnet i itself; a measured profile need not obey it.
+        # _floor[i][rows]: the least median latency among the subnets from index i on. Property P2 (latency grows with
+        # accuracy) makes that subnet i itself; a measured profile need not obey it.
         floor = [self._median[-1]]
         for row in reversed(self._median[:-1]):
             floor.append(tuple(map(min, row, floor[-1])))
@@ -138,7 +139,7 @@ class Profile:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Profile:
-        """Read the JSON form. Raises ProfileError naming the key and the value that is wrong; unknown keys are ignored."""
+        """Read the JSON form, unknown keys ignored. Raises ProfileError naming the key and the value that is wrong."""
         if _get(data, "format", int) != FORMAT:
             raise ProfileError(f"format: expected {FORMAT}, got {data['format']!r}")
         executor = _get(data, "executor", str)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 
 from common.sched.types import Query
 
 _PASS_OVER = 64
-"""How many queries too demanding for a batch's subnet are passed over while it is packed: bounds the cost of a decision."""
+"""How many queries too demanding for a batch's subnet are passed over while packing: bounds a decision's cost."""
 
 _COMPACT = 256
 """Slots freed at the front before the list may be compacted."""
@@ -17,8 +18,8 @@ _COMPACT = 256
 class EdfQueue:
     """Queries sorted by (deadline, priority, id), and their rows in total.
 
-    A sorted list whose front is an index: arrivals are nearly sorted and cost an append, batches leave from the front and
-    move nothing. At 10,000 queries an insertion in the middle moves 40 kB, which is a microsecond or two.
+    A sorted list whose front is an index: arrivals are nearly sorted and cost an append, batches leave from the front
+    and move nothing. At 10,000 queries an insertion in the middle moves 40 kB, which is a microsecond or two.
     """
 
     __slots__ = ("_front", "_items", "rows")
@@ -50,7 +51,7 @@ class EdfQueue:
         items = self._items
         for query in queries:
             item = (query.deadline_us, query.priority, query.id, query)
-            if not items or item > items[-1]:
+            if self._front == len(items) or item > items[-1]:
                 items.append(item)
             else:
                 insort(items, item, lo=self._front)
@@ -96,7 +97,7 @@ class EdfQueue:
     def check(self) -> None:
         """Raise AssertionError if the queue is out of order or its row count is wrong."""
         items = self._items[self._front :]
-        assert all(a < b for a, b in zip(items, items[1:], strict=False)), "queue out of order"
+        assert all(a < b for a, b in pairwise(items)), "queue out of order"
         assert self.rows == sum(item[3].rows for item in items), "queued rows miscounted"
 
     def _compact(self) -> None:

@@ -1,8 +1,8 @@
 """What goes into the scheduling core and what comes out of it.
 
-Every time is an integer count of microseconds of one clock common to all processes; every event is applied at a `now_us`
-of that clock, given beside it. Events state facts, commands state decisions; both are values, so that a log of events
-replays to the same commands.
+Every time is an integer count of microseconds of one clock common to all processes; every event is applied at a
+`now_us` of that clock, given beside it. Events state facts, commands state decisions; both are values, so that a log
+of events replays to the same commands.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Batch:
     @property
     def rows(self) -> int:
         """Inputs in the batch: a query of n rows counts n."""
-        return sum(query.rows for query in self.queries)
+        return sum([query.rows for query in self.queries])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class WakeAt:
-    """Send a Tick at `at_us`, unless another event comes first. Replaces every earlier WakeAt; see `Scheduler.handle`."""
+    """Send a Tick at `at_us`, unless another event comes first. It replaces every earlier WakeAt."""
 
     at_us: int
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.sched.profile import Profile
-from common.sched.types import Batch, BatchDone
+from common.sched.types import Batch, BatchDone, Query
 
 _CORRECTION_GAIN = 1 / 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outstanding:
     """A batch on a worker. `ready_us` is when it can start at the earliest; `expected_us` how long it should take."""
 
@@ -28,7 +28,7 @@ class Worker:
     observed latency to the profile's median, with which every prediction is multiplied.
     """
 
-    __slots__ = ("batches", "cheapest", "correction", "draining", "free_us", "name", "profile", "rank")
+    __slots__ = ("_rank", "batches", "cheapest", "correction", "draining", "free_us", "name", "profile")
 
     def __init__(self, name: str, profile: Profile, cheapest: int) -> None:
         self.name = name
@@ -39,10 +39,14 @@ class Worker:
         self.update(profile, cheapest)
 
     def update(self, profile: Profile, cheapest: int) -> None:
-        """Take a profile. Between workers free at the same moment the lowest rank is filled: fastest, most accurate, name."""
+        """Take a profile, and the index of the cheapest subnet that the policy uses with it."""
         self.profile = profile
         self.cheapest = cheapest
-        self.rank = (profile.floor_us(cheapest, profile.max_batch), -profile.subnets[-1].accuracy, self.name)
+        self._rank = (profile.floor_us(cheapest, profile.max_batch), -profile.subnets[-1].accuracy, self.name)
+
+    def order(self) -> tuple[int, float, float, str]:
+        """Which worker to fill first: idle ones, then the fastest, the most accurate, the first by name."""
+        return (len(self.batches), *self._rank)
 
     def eligible(self, min_accuracy: float) -> int:
         """Index of the first subnet, by accuracy, that may serve `min_accuracy`; `len(subnets)` if none can."""
@@ -50,11 +54,25 @@ class Worker:
             return self.cheapest
         return max(self.cheapest, self.profile.first_at_least(min_accuracy))
 
+    def floor_us(self, query: Query) -> int | None:
+        """Least median latency at which this worker can serve the query; None if it lacks the accuracy."""
+        if query.min_accuracy <= 0.0:
+            return self.profile.floor_us(self.cheapest, query.rows)
+        first = self.eligible(query.min_accuracy)
+        return self.profile.floor_us(first, query.rows) if first < len(self.profile.subnets) else None
+
     def cheapest_for(self, min_accuracy: float, rows: int) -> str:
         """Id of the subnet that serves `rows` rows fastest, at the median, among those eligible."""
         first = self.eligible(min_accuracy)
         table = self.profile.latencies("median", rows)
         return self.profile.subnets[min(range(first, len(table)), key=lambda i: table[i][rows])].id
+
+    def start_us(self, ready_us: int, overrun: float) -> int:
+        """When a batch that is here at `ready_us` can start, if the running one exceeds its prediction by `overrun`."""
+        if not self.batches:
+            return max(ready_us, self.free_us)
+        running = next(iter(self.batches.values()))
+        return max(ready_us, self.free_us + round(running.expected_us * overrun))
 
     def assign(self, batch: Batch, now_us: int, delay_us: int) -> None:
         """Add a batch dispatched now, and move the moment when the worker is predicted to be free."""
@@ -62,8 +80,8 @@ class Worker:
         expected_us = max(1, round(median_us * self.correction))
         found_idle = not self.batches and self.free_us <= now_us
         ready_us = now_us + delay_us
+        self.free_us = (ready_us if ready_us > self.free_us else self.free_us) + expected_us
         self.batches[batch.id] = Outstanding(batch, now_us, ready_us, expected_us, found_idle)
-        self.free_us = max(ready_us, self.free_us) + expected_us
 
     def finish(self, done: BatchDone) -> Outstanding | None:
         """Remove a finished batch, correct predictions by what it took, and return it; None if it is not here."""

@@ -29,9 +29,9 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """x: [N, channels, ...]."""
-        x = x.detach().transpose(0, 1).flatten(1)  # [channels, count]
-        var, mean = (moment.double() for moment in torch.var_mean(x, dim=1, correction=0))
-        count = x.shape[1]
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        var, mean = (moment.double() for moment in torch.var_mean(x.detach(), dim=others, correction=0))
+        count = x.numel() // x.shape[1]
         total = self.count + count
         apart = mean - self._mean
         self._squares = self._squares + var * count + apart**2 * (self.count * count / total)

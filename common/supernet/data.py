@@ -7,6 +7,7 @@ it; random erasing (Zhong et al., 2020).
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class Images:
     def part(self, start: int, stop: int | None = None) -> Images:
         """Rows start..stop, as views."""
         return Images(self.images[start:stop], self.labels[start:stop])
+
+    def batches(self, size: int) -> Iterator[Images]:
+        """All rows in order, in parts of `size`, the last one perhaps smaller."""
+        for start in range(0, len(self), size):
+            yield self.part(start, start + size)
 
 
 def read_fashion(folder: Path) -> tuple[Images, Images]:

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from common.supernet.resnet import Architecture, ElasticResNet
-from common.supernet.spec import Space
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+from common.supernet import artifact
+from common.supernet.actuate import Actuator, Elastic
+from common.supernet.data import FASHION_LABELS, Images
+from common.supernet.measure import BATCH_SIZES, accuracy, cost
+from common.supernet.resnet import Architecture, ElasticResNet
+from common.supernet.search import Candidate, candidates, evaluate, pareto, spread
+from common.supernet.spec import Space, TensorSpec
+from common.supernet.supernet import ModelSpec, Subnet
+
+NAME = "fashion-resnet"
 HELD_OUT = 5_000  # training images that choose subnets and never train
 SPLIT_SEED = 7
+CALIBRATION = 4_000  # training images that SubnetNorm statistics are taken from
+SAMPLES = 1_000  # test images that ship with the model
+SUBNETS = 8
+
+PREPROCESSING = (
+    "none by the client: rows are the grey values 0..255; the model normalises them by architecture.mean, std"
+)
+
+SPEC = ModelSpec(
+    name=NAME,
+    inputs=(TensorSpec("image", "UINT8", (28, 28)),),
+    outputs=(TensorSpec("label", "INT64", ()), TensorSpec("scores", "FP32", (10,))),
+    labels=FASHION_LABELS,
+)
 
 
 def fashion_resnet() -> ElasticResNet:
@@ -14,3 +39,46 @@ def fashion_resnet() -> ElasticResNet:
     architecture = Architecture(channels=(32, 64, 128), classes=10, image=(28, 28), mean=73.0, std=90.0)
     space = Space(depth=((1, 2), (1, 2, 3), (1, 2, 3)), width=((12, 25, 50, 75, 100),) * 3, expand=((25, 50, 100),) * 3)
     return ElasticResNet(architecture, space)
+
+
+def choose(
+    model: Elastic, train: Images, held_out: Images, tried: int, report: Callable[[str], None]
+) -> list[Candidate]:
+    """The Pareto set of a trained supernet: screen `tried` subnets roughly, then measure the best of them well.
+
+    Accuracy is that on the held-out images. The chosen subnets stay calibrated on `CALIBRATION` training images.
+    """
+    screened = evaluate(
+        model, candidates(model.space, tried, seed=0), train.part(0, 1_000), held_out.part(0, 2_500), (1, 16), 7, report
+    )
+    best = spread(pareto(screened), SUBNETS + 4)
+    controls = [candidate.control for candidate in best]
+    measured = evaluate(model, controls, train.part(0, CALIBRATION), held_out, BATCH_SIZES, 25, report)
+    return spread(pareto(measured), SUBNETS)
+
+
+def publish(
+    folder: Path, model: Elastic, chosen: list[Candidate], test: Images, training: Mapping[str, Any], tried: int
+) -> list[Subnet]:
+    """Measure the chosen subnets on the test set, this once, and write the artifact with its sample images."""
+    actuator = Actuator(model)
+    subnets = []
+    for candidate in chosen:
+        actuator.actuate(candidate.control.id)
+        macs, params = cost(model, candidate.control, test.images[:1])
+        test_accuracy = round(accuracy(model, test), 2)
+        subnets.append(Subnet(candidate.control, round(candidate.accuracy, 2), test_accuracy, macs, params))
+    artifact.save(folder, model, SPEC, subnets, artifact.Notes(PREPROCESSING, training, _measured(tried)))
+    samples = {"images": test.images[:SAMPLES].contiguous(), "labels": test.labels[:SAMPLES].contiguous()}
+    artifact.write_tensors(folder / "samples.safetensors", samples)
+    return subnets
+
+
+def _measured(tried: int) -> dict[str, str]:
+    """How the figures of pareto.json came about."""
+    return {
+        "accuracy": f"percent of {HELD_OUT} training images that were held out of training; they chose the subnets",
+        "test_accuracy": "percent of the 10,000 test images, measured once on the subnets chosen",
+        "statistics": f"SubnetNorm statistics from {CALIBRATION} training images",
+        "search": f"{tried} subnets tried, with their latency on the training machine, one thread",
+    }

@@ -2,7 +2,8 @@
 
 Source: SuperServe section 3 and appendix A.1. An operator holds the one shared set of weights and a single mutable
 attribute, `active`: what the current subnet uses of them. To actuate a subnet is to assign `active` on each operator.
-Every value of `active` is a view or a reference: nothing here copies a weight.
+Every value of `active` is a view or a reference, but for SubnetNorm's scale and shift, two numbers per channel that
+combine weights and statistics: no convolution or linear weight is ever copied.
 
 While a model trains, actuation is repeated at each step, so that the views are part of the autograd graph and
 gradients reach the shared weights. For inference they are made once (`actuate.Actuator`).
@@ -13,8 +14,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class MissingStatisticsError(RuntimeError):
@@ -79,7 +80,7 @@ class WeightSliceConv2d(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
-        return F.conv2d(x, self.active, stride=self.stride, padding=self.padding)
+        return functional.conv2d(x, self.active, stride=self.stride, padding=self.padding)
 
 
 class WeightSliceLinear(Operator):
@@ -100,16 +101,21 @@ class WeightSliceLinear(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, inputs] -> [N, outputs]."""
-        return F.linear(x, self.active, self.bias)
+        return functional.linear(x, self.active, self.bias)
 
 
-class NormSetting(NamedTuple):
-    """What SubnetNorm uses for the actuated subnet; all [channels]. Statistics are None while training."""
+class BatchStatistics(NamedTuple):
+    """Normalise by the batch, as in training; shared scale and shift, [channels] each."""
 
     weight: Tensor
     bias: Tensor
-    mean: Tensor | None
-    var: Tensor | None
+
+
+class RunningStatistics(NamedTuple):
+    """Normalise by a subnet's own statistics, as in inference: x * scale + shift, [channels, 1, 1] each."""
+
+    scale: Tensor
+    shift: Tensor
 
 
 class SubnetNorm(Operator):
@@ -119,7 +125,7 @@ class SubnetNorm(Operator):
     others, and accuracy collapses. `calibrate.calibrate` fills `statistics` afterwards, subnet by subnet.
     """
 
-    active: NormSetting
+    active: BatchStatistics | RunningStatistics
     eps = 1e-5
 
     def __init__(self, channels: int) -> None:
@@ -127,22 +133,32 @@ class SubnetNorm(Operator):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.statistics: dict[str, tuple[Tensor, Tensor]] = {}  # subnet id -> mean, var; [active channels] each
+        self.active = BatchStatistics(self.weight.detach(), self.bias.detach())
 
     def setting(self, subnet_id: str, channels: int) -> Setting:
-        """Normalise the first `channels` channels by the statistics of the subnet.
+        """Normalise the first `channels` channels: in training by the batch, in inference by the subnet's statistics.
 
         Raises: MissingStatisticsError in inference, when the subnet was not calibrated for just that many channels.
         """
-        mean, var = None, None
-        if not self.training:
-            mean, var = self.statistics.get(subnet_id, (None, None))
-            if mean is None or len(mean) != channels:
-                raise MissingStatisticsError(
-                    f"subnet {subnet_id} has no SubnetNorm statistics for {channels} channels: calibrate it first"
-                )
-        return Setting(self, NormSetting(self.weight[:channels], self.bias[:channels], mean, var))
+        weight, bias = self.weight[:channels], self.bias[:channels]
+        if self.training:
+            return Setting(self, BatchStatistics(weight, bias))
+        if subnet_id not in self.statistics or len(self.statistics[subnet_id][0]) != channels:
+            raise MissingStatisticsError(
+                f"subnet {subnet_id} has no SubnetNorm statistics for {channels} channels: calibrate it first"
+            )
+        mean, var = self.statistics[subnet_id]
+        scale = weight * torch.rsqrt(var + self.eps)
+        shift = bias - mean * scale
+        return Setting(self, RunningStatistics(scale.view(-1, 1, 1), shift.view(-1, 1, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [N, channels, H, W] -> the same shape, normalised, scaled and shifted per channel."""
-        weight, bias, mean, var = self.active
-        return F.batch_norm(x, mean, var, weight, bias, training=mean is None, eps=self.eps)
+        """x: [N, channels, H, W] -> the same shape, normalised, scaled and shifted per channel.
+
+        In inference x itself is overwritten: it is the fresh output of a convolution that nothing else reads, and
+        a copy would cost more than the arithmetic.
+        """
+        if isinstance(self.active, RunningStatistics):
+            return torch.addcmul(self.active.shift, x, self.active.scale, out=x)
+        weight, bias = self.active
+        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)

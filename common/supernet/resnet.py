@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from common.supernet.actuate import Elastic
 from common.supernet.operators import LayerSelect, Setting, SubnetNorm, WeightSliceConv2d, WeightSliceLinear
@@ -88,7 +88,7 @@ class Shortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, inputs, H, W] -> [N, outputs, ceil(H / 2), ceil(W / 2)]."""
-        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        x = functional.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
         out: Tensor = self.norm(self.conv(x))
         return out
 
@@ -116,14 +116,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)  # [N, middle, H / stride, W / stride]
+        y = functional.relu(self.norm1(self.conv1(x)), inplace=True)  # [N, middle, H / stride, W / stride]
         y = self.norm2(self.conv2(y))  # [N, outputs, H / stride, W / stride]
         y = y + (x if self.shortcut is None else self.shortcut(x))
-        return F.relu(y, inplace=True)
+        return functional.relu(y, inplace=True)
 
 
 class ElasticResNet(Elastic):
     """The supernet: holds the full weights, runs the actuated subnet."""
+
+    family = "resnet"
+    architecture: Architecture
 
     def __init__(self, architecture: Architecture, space: Space) -> None:
         super().__init__()
@@ -141,6 +144,11 @@ class ElasticResNet(Elastic):
             self.stages.append(LayerSelect([first, *rest]))
             inputs = outputs
         self.head = WeightSliceLinear(widths[-1], architecture.classes)
+
+    @classmethod
+    def from_json(cls, architecture: Mapping[str, Any], space: Space) -> ElasticResNet:
+        """See Elastic."""
+        return cls(Architecture.from_json(architecture), space)
 
     def settings(self, control: Control) -> Iterator[Setting]:
         """The settings that actuate a subnet, of the operators that it uses.
@@ -170,7 +178,7 @@ class ElasticResNet(Elastic):
     def forward(self, image: Tensor) -> Tensor:
         """image: [N, H, W] uint8 -> scores before softmax [N, classes]."""
         x = normalise(image, self.architecture)  # [N, 1, H, W]
-        x = F.relu(self.norm(self.stem(x)), inplace=True)  # [N, c0, H, W]
+        x = functional.relu(self.norm(self.stem(x)), inplace=True)  # [N, c0, H, W]
         for stage in self.stages:
             x = stage(x)  # [N, cs, H / 2^s, W / 2^s]
         x = x.mean((2, 3))  # [N, c]

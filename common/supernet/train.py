@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from common.supernet.actuate import Elastic, apply
 from common.supernet.data import DataError, Images, augment
@@ -70,7 +70,7 @@ class Trainer:
     def __init__(self, model: Elastic, train: Images, recipe: Recipe) -> None:
         if len(train) < recipe.batch:
             raise DataError(f"{len(train)} training images are fewer than one batch of {recipe.batch}")
-        self.model = model.to(memory_format=torch.channels_last).train()
+        self.model = model.channels_last().train()
         self.train, self.recipe = train, recipe
         decayed = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms
@@ -102,12 +102,12 @@ class Trainer:
         rng = random.Random(f"{self.recipe.seed} {self.steps}")
         space = self.model.space
         scores = self._scores(space.largest, images)
-        loss = F.cross_entropy(scores, labels)
+        loss = functional.cross_entropy(scores, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         teacher = scores.detach().softmax(1)  # [N, classes]
         losses = [loss.item()]
         for control in (space.smallest, *(space.sample(rng) for _ in range(self.recipe.random_subnets))):
-            loss = F.cross_entropy(self._scores(control, images), teacher)
+            loss = functional.cross_entropy(self._scores(control, images), teacher)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)

@@ -38,6 +38,9 @@ class Outbox:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def __post_init__(self) -> None:
+        self._empty.set()
+
     def batch(self, batch: Batch, held: list[Held], policy: str, now_us: int) -> None:
         """Send a batch to its worker."""
         attempts = {query.id: query.attempts for query in batch.queries}
@@ -70,8 +73,7 @@ class Outbox:
 
     async def drained(self) -> None:
         """Wait until all is written and acked."""
-        if self._wake.is_set() or self._sending or self._acks or self._rejections:
-            await self._empty.wait()
+        await self._empty.wait()
 
     async def flush(self, streams: Streams) -> list[Sending]:
         """Wait for something to write, write it, then ack; return the batches whose worker's stream is gone.

@@ -19,7 +19,7 @@ import collections
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from common import keys, log, wire
 from common.clock import REFRESH_S, Clock
@@ -85,10 +85,12 @@ class SchedulerService:
         self._streams = Streams(settings.redis)
         self._clock = Clock()
         self._core = self._make_core()
-        self._log = self._open_log()
+        self._log_file = self._open_log()
+        self._log = EventLog(self._log_file.write, self._core) if self._log_file else None
         self._ledger = Ledger()
         self._outbox = Outbox(settings.model, self._ledger)
         self._ingress, self._events = keys.ingress(settings.model), keys.events(settings.model)
+        self._tasks: Tasks | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._last_read_s = 0.0
@@ -114,20 +116,20 @@ class SchedulerService:
         )
         return Scheduler(policy, options)
 
-    def _open_log(self) -> EventLog | None:
+    def _open_log(self) -> TextIO | None:
         if self._settings.event_log is None:
             return None
         try:
-            # Open as long as the process lives; line-buffered, so that a crash loses no event that it had applied.
-            file = Path(self._settings.event_log).open("w", buffering=1, encoding="utf-8")  # noqa: SIM115
+            # Line-buffered, so that a crash loses no event that it had applied; closed by shutdown.
+            return Path(self._settings.event_log).open("w", buffering=1, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--event-log={self._settings.event_log!r}: {error}") from error
-        return EventLog(file.write, self._core)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def startup(self, tasks: Tasks) -> None:
         """Begin as a standby; the background tasks lead as soon as the lease is free."""
+        self._tasks = tasks
         tasks.spawn(self._lead(tasks), "lead")
 
     async def shutdown(self) -> None:
@@ -144,7 +146,11 @@ class SchedulerService:
                 await self._streams.drop_lease(keys.leader(self._settings.model), self._name)
         except StreamsError as error:
             _log.warning("left_without_redis", error=error.message)
+        if self._tasks is not None:
+            await self._tasks.cancel()
         await self._streams.close()
+        if self._log_file is not None:
+            self._log_file.close()
 
     async def _lead(self, tasks: Tasks) -> None:
         """Stand by for the lease, then lead and keep it."""
@@ -262,7 +268,8 @@ class SchedulerService:
     async def _hello(self, message: wire.Hello) -> None:
         self._seen_s[message.worker] = time.monotonic()
         running: list[Batch] = []
-        if message.worker not in self._core.workers:
+        known = message.worker in self._core.workers
+        if not known:
             entries = await self._streams.outstanding(keys.work(self._settings.model, message.worker))
             running = [batch for batch, _ in self._batches(message.worker, entries)]
             running = [batch for batch in running if (message.worker, batch.id) not in self._unknown_done]
@@ -280,7 +287,8 @@ class SchedulerService:
         self._model = message.model
         await self._streams.remember_worker(self._settings.model, message.worker)
         await self._publish_once()
-        _log.info("worker_joined", worker=message.worker, device=profile.device, adopted=len(running))
+        if not known:
+            _log.info("worker_joined", worker=message.worker, device=profile.device, adopted=len(running))
 
     def _batches(self, worker: str, entries: Sequence[Entry]) -> list[tuple[Batch, list[Held]]]:
         """Decode the batches that a worker's stream holds, oldest first, with what it takes to send them elsewhere."""

@@ -66,6 +66,7 @@ class Worker:
         self._empty.set()
         self._dismissed = asyncio.Event()
         self._executor: Executor | None = None
+        self._tasks: Tasks | None = None
 
     @property
     def name(self) -> str:
@@ -74,6 +75,7 @@ class Worker:
 
     async def startup(self, tasks: Tasks) -> None:
         """Announce the worker and start serving; waits for Redis if it is not there yet."""
+        self._tasks = tasks
         loop = asyncio.get_running_loop()
 
         def deliver(done: Finished) -> None:
@@ -99,6 +101,8 @@ class Worker:
         await self._empty.wait()
         if self._executor:
             self._executor.close()
+        if self._tasks is not None:
+            await self._tasks.cancel()
         await self._streams.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ A spec is `name`, or `name:` and comma-separated options: `slackfit:buckets=16,q
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.sched.policies.base import Policy, PolicyError, View

@@ -25,8 +25,9 @@ class PolicyError(ValueError):
 class View:
     """The state of the system when one worker is about to be filled. The queue is not empty.
 
-    `start_us` is when that worker can start the batch; `slack_us` the time it then has until the head's deadline, less the
-    margin for the reply (the paper's theta). `workers` are all that take batches, with their profiles and `free_us`.
+    `start_us` is when that worker can start the batch; `slack_us` the time it then has until the head's deadline,
+    less the margin for the reply (the paper's theta). `workers` are all that take batches, with their profiles and
+    `free_us`.
     """
 
     now_us: int
@@ -83,8 +84,8 @@ def most_accurate(profile: Profile, rows: int, budget_us: float, quantile: Quant
 def late_choice(view: View, late: Late) -> Choice:
     """Return the choice for a head that the policy sees no safe way to serve, by its cheapest eligible subnet.
 
-    `drain` runs the largest batch: the head may miss, those behind it are served soonest. `shrink` runs the largest batch
-    that still makes it at the median: the head may be saved, at a price to all behind it.
+    `drain` runs the largest batch: the head may miss, those behind it are served soonest. `shrink` runs the largest
+    batch that still makes it at the median: the head may be saved, at a price to all behind it.
     """
     profile, head = view.profile, view.head
     subnet = view.worker.cheapest_for(head.min_accuracy, head.rows)

@@ -13,8 +13,8 @@ from common.sched.types import Choice
 class Fixed:
     """One subnet for all; the largest batch that fits the head's slack.
 
-    Stands for Clipper, Clockwork and TF-Serving, and with `smallest` for INFaaS without accuracy thresholds. A query that
-    demands more accuracy than the subnet has gets the cheapest subnet that reaches it.
+    Stands for Clipper, Clockwork and TF-Serving, and with `smallest` for INFaaS without accuracy thresholds. A query
+    that demands more accuracy than the subnet has gets the cheapest subnet that reaches it.
     """
 
     subnet: str = field(metadata={"doc": "id of the subnet, or `smallest` or `largest`", "positional": True})

@@ -1,9 +1,9 @@
 """SlackFit: the paper's policy, section 4.
 
-Offline, latency is cut into evenly spaced buckets from l_smallest(1) to l_largest(max_batch), and each bucket keeps the pair
-(subnet, batch) with the largest batch whose latency lies in it. Online, the slack theta of the queue's head picks the bucket
-whose latency is closest to theta from below: little slack means small subnets and, by property P3, large batches; much slack
-means accuracy.
+Offline, latency is cut into evenly spaced buckets from l_smallest(1) to l_largest(max_batch), and each bucket keeps
+the pair (subnet, batch) with the largest batch whose latency lies in it. Online, the slack theta of the queue's head
+picks the bucket whose latency is closest to theta from below: little slack means small subnets and, by property P3,
+large batches; much slack means accuracy.
 
 The paper leaves open what follows; each is an option, whose default `docs/scheduling.md` justifies by measurement:
 
@@ -35,7 +35,7 @@ Pair: TypeAlias = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class SlackFit:
-    """The bucket whose latency is closest below the slack of the head; little slack: large batches, much slack: accuracy."""
+    """The latency bucket closest below the head's slack: little slack for large batches, much slack for accuracy."""
 
     buckets: int = field(default=32, metadata={"doc": "number of latency buckets"})
     batches: Literal["every", "profiled"] = field(

@@ -1,0 +1,222 @@
+"""A supernet on disk: a folder of JSON and safetensors, nothing pickled.
+
+    supernet.json         format, name, family, architecture, space, inputs, outputs, labels, preprocessing, training
+    weights.safetensors   the shared weights, by parameter name
+    norms.safetensors     SubnetNorm statistics, active channels only: `<subnet id>/<norm>/mean` and `.../var`
+    pareto.json           the subnets that serve: control, accuracies, cost, and how they were measured
+
+Every error names the file, and the key in it where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.supernet.actuate import Elastic
+from common.supernet.measure import profile
+from common.supernet.operators import MissingStatisticsError
+from common.supernet.resnet import ElasticResNet
+from common.supernet.spec import Space, SpecError, TensorSpec
+from common.supernet.supernet import ModelSpec, Subnet, Supernet
+
+__all__ = ["FORMAT", "ArtifactError", "Notes", "Subnet", "Supernet", "load", "profile", "save"]
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS, NORMS, PARETO = "supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json"
+
+
+class ArtifactError(RuntimeError):
+    """A model folder is incomplete, damaged or of another format; the message names file and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """How a supernet came about, for people: written to the JSON files and not read back."""
+
+    preprocessing: str
+    training: Mapping[str, Any]
+    measured: Mapping[str, Any]
+
+
+FAMILIES: dict[str, type[Elastic]] = {ElasticResNet.family: ElasticResNet}
+
+
+def save(folder: Path, model: Elastic, spec: ModelSpec, subnets: Sequence[Subnet], notes: Notes) -> None:
+    """Write a supernet with the statistics of its subnets; files that are there are replaced.
+
+    Raises: MissingStatisticsError when a subnet is not calibrated.
+    """
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
+    statistics: dict[str, Tensor] = {}
+    for subnet in subnets:
+        found = {
+            name: norm.statistics[subnet.id] for name, norm in model.norms().items() if subnet.id in norm.statistics
+        }
+        if not found:
+            raise MissingStatisticsError(f"subnet {subnet.id} has no SubnetNorm statistics: calibrate it first")
+        for name, (mean, var) in found.items():
+            statistics[f"{subnet.id}/{name}/mean"] = mean
+            statistics[f"{subnet.id}/{name}/var"] = var
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, weights)
+    write_tensors(folder / NORMS, statistics)
+    description = {
+        "format": FORMAT,
+        **spec.to_json(),
+        "family": model.family,
+        "architecture": model.architecture.to_json(),
+        "space": model.space.to_json(),
+        "preprocessing": notes.preprocessing,
+        "training": dict(notes.training),
+    }
+    _write_json(folder / DESCRIPTION, description)
+    pareto = {"format": FORMAT, "measured": dict(notes.measured), "subnets": [_subnet_json(s) for s in subnets]}
+    _write_json(folder / PARETO, pareto)
+
+
+def load(folder: Path | str, device: str = "cpu") -> Supernet:
+    """Read a supernet from a folder, onto a device, with every subnet of its Pareto set ready to be actuated.
+
+    Raises: ArtifactError.
+    """
+    folder = Path(folder)
+    model, spec = _read_description(folder / DESCRIPTION)
+    _fill_weights(model, folder / WEIGHTS)
+    subnets = _read_pareto(folder / PARETO, model.space)
+    _fill_statistics(model, folder / NORMS, device)
+    model.channels_last().to(device)
+    try:
+        return Supernet(model, spec, subnets, device)
+    except MissingStatisticsError as error:
+        raise ArtifactError(f"{folder / NORMS}: {error}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that everybody may read, as the other files of a model: its writer leaves mode 600."""
+    save_file(dict(tensors), path)
+    path.chmod(0o644)
+
+
+def _read_description(path: Path) -> tuple[Elastic, ModelSpec]:
+    """The untrained model and its spec, from supernet.json."""
+    data = _read_json(path)
+    family = _get(data, "family", str, path)
+    if family not in FAMILIES:
+        raise ArtifactError(f"{path}: family {family!r} is unknown here, which knows {', '.join(FAMILIES)}")
+    try:
+        spec = ModelSpec(
+            name=_get(data, "name", str, path),
+            inputs=tuple(TensorSpec.from_json(tensor) for tensor in _get(data, "inputs", list, path)),
+            outputs=tuple(TensorSpec.from_json(tensor) for tensor in _get(data, "outputs", list, path)),
+            labels=tuple(map(str, _get(data, "labels", list, path))),
+        )
+        space = Space.from_json(_get(data, "space", dict, path))
+        return FAMILIES[family].from_json(_get(data, "architecture", dict, path), space), spec
+    except SpecError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _fill_weights(model: Elastic, path: Path) -> None:
+    """Copy the shared weights from the file into the model; names and shapes must agree exactly."""
+    tensors, parameters = _read_tensors(path), dict(model.named_parameters())
+    for name in sorted(tensors.keys() ^ parameters.keys()):
+        what = "is missing" if name in parameters else "is no weight of this model"
+        raise ArtifactError(f"{path}: {name} {what}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if tensors[name].shape != parameter.shape:
+                shapes = f"{list(tensors[name].shape)}, the model's {list(parameter.shape)}"
+                raise ArtifactError(f"{path}: {name} has shape {shapes}")
+            parameter.copy_(tensors[name])
+
+
+def _fill_statistics(model: Elastic, path: Path, device: str) -> None:
+    """Give each SubnetNorm its statistics of every subnet in the file."""
+    tensors, norms = _read_tensors(path), model.norms()
+    for key in tensors:
+        subnet_id, _, rest = key.partition("/")
+        name, _, moment = rest.rpartition("/")
+        if name not in norms or moment not in ("mean", "var"):
+            raise ArtifactError(f"{path}: {key} belongs to no SubnetNorm of this model")
+        if moment == "mean":
+            var = tensors.get(f"{subnet_id}/{name}/var")
+            if var is None or var.shape != tensors[key].shape:
+                raise ArtifactError(f"{path}: {subnet_id}/{name}/var is missing or of another shape than the mean")
+            norms[name].statistics[subnet_id] = (tensors[key].to(device), var.to(device))
+
+
+def _read_pareto(path: Path, space: Space) -> tuple[Subnet, ...]:
+    data = _read_json(path)
+    subnets = []
+    for index, entry in enumerate(_get(data, "subnets", list, path)):
+        where = f"subnets[{index}]"
+        try:
+            test = entry["test_accuracy"]
+            subnet = Subnet(
+                control=space.parse(entry["id"]),
+                accuracy=float(entry["accuracy"]),
+                test_accuracy=None if test is None else float(test),
+                macs=int(entry["macs"]),
+                params=int(entry["params"]),
+            )
+        except KeyError as error:
+            raise ArtifactError(f"{path}: {where}.{error.args[0]} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"{path}: {where}: {error}") from error
+        subnets.append(subnet)
+    if not subnets:
+        raise ArtifactError(f"{path}: subnets is empty")
+    return tuple(subnets)
+
+
+def _subnet_json(subnet: Subnet) -> dict[str, Any]:
+    control = subnet.control
+    return {
+        "id": subnet.id,
+        "control": {"depth": control.depth, "width": control.width, "expand": control.expand},
+        "accuracy": subnet.accuracy,
+        "test_accuracy": subnet.test_accuracy,
+        "macs": subnet.macs,
+        "params": subnet.params,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is no JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else None
+        raise ArtifactError(f"{path}: format is {found!r}, this version reads {FORMAT}")
+    return data
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing") from error
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is no safetensors file: {error}") from error
+
+
+def _get(data: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    if not isinstance(data.get(key), kind):
+        raise ArtifactError(f"{path}: {key} is missing or no {kind.__name__}")
+    return data[key]

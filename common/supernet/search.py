@@ -1,0 +1,124 @@
+"""The search for the Pareto set: few subnets, spread over the range, each worth its time.
+
+Source: SuperServe section 5 (registration: architecture search for the Pareto set, then profiling) and section 4 (its
+properties P1 and P2: latency grows with batch and with accuracy). The search looks at subnets that bend all stages
+alike and at random ones; those hold their own against evolutionary search in a space of this size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from common.supernet.actuate import Actuator, Elastic
+from common.supernet.calibrate import calibrate
+from common.supernet.data import Images
+from common.supernet.measure import Latencies, accuracy, latencies
+from common.supernet.spec import Control, Space
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A subnet that was measured: accuracy in percent, seconds per batch size (ascending batch sizes)."""
+
+    control: Control
+    accuracy: float
+    seconds: tuple[float, ...]
+
+    @property
+    def cost(self) -> float:
+        """One figure for its latency: the geometric mean over the batch sizes, in seconds."""
+        return math.exp(statistics.fmean(map(math.log, self.seconds)))
+
+
+def candidates(space: Space, count: int, seed: int) -> list[Control]:
+    """`count` distinct subnets: smallest, largest, then half of them alike over the stages and half at random."""
+    rng = random.Random(seed)
+    chosen = dict.fromkeys((space.smallest, space.largest))
+    alike = alike_controls(space)
+    rng.shuffle(alike)
+    for control in alike:
+        if len(chosen) < (count + 2) // 2:
+            chosen[control] = None
+    while len(chosen) < min(count, space.size):
+        chosen[space.sample(rng)] = None
+    return list(chosen)
+
+
+def alike_controls(space: Space) -> list[Control]:
+    """Subnets whose stages take the same place, from 0 to 1, in their lists of legal values."""
+
+    def alike(part: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+        steps = max(map(len, part))
+        shares = [step / max(steps - 1, 1) for step in range(steps)]
+        return [tuple(values[round(share * (len(values) - 1))] for values in part) for share in shares]
+
+    return [Control(*parts) for parts in itertools.product(*map(alike, (space.depth, space.width, space.expand)))]
+
+
+def evaluate(
+    model: Elastic,
+    controls: Sequence[Control],
+    calibration: Images,
+    held_out: Images,
+    batch_sizes: Sequence[int],
+    runs: int = 5,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Candidate]:
+    """Calibrate each subnet, then measure its accuracy on the held-out images and its latency on this device.
+
+    The model keeps the statistics and is left in inference mode.
+    """
+    actuator = Actuator(model)
+    accuracies = {}
+    for index, control in enumerate(controls):
+        calibrate(model, control, (batch.images for batch in calibration.batches(125)))
+        actuator.forget(control.id)
+        actuator.actuate(control.id)
+        accuracies[control.id] = accuracy(model, held_out)
+        progress(f"{index + 1}/{len(controls)} {control.id} {accuracies[control.id]:.2f} %")
+
+    def run(subnet_id: str, batch: int) -> None:
+        actuator.actuate(subnet_id)
+        with torch.inference_mode():
+            model(held_out.images[:batch])
+
+    measured: Latencies = latencies(run, [(c.id, batch) for c in controls for batch in batch_sizes], runs)
+    return [
+        Candidate(c, accuracies[c.id], tuple(statistics.median(measured[c.id, batch]) for batch in batch_sizes))
+        for c in controls
+    ]
+
+
+def pareto(measured: Sequence[Candidate], gain: float = 0.1) -> list[Candidate]:
+    """Those that no cheaper or equally dear one comes within `gain` points of in accuracy, by ascending cost.
+
+    Both accuracy and latency at every batch size ascend along the result (P2).
+    """
+    front: list[Candidate] = []
+    for candidate in sorted(measured, key=lambda c: (c.cost, -c.accuracy)):
+        if not front or candidate.accuracy >= front[-1].accuracy + gain:
+            front.append(candidate)
+    ascending = front[-1:]
+    for candidate in reversed(front[:-1]):
+        if all(a < b for a, b in zip(candidate.seconds, ascending[-1].seconds, strict=True)):
+            ascending.append(candidate)
+    return ascending[::-1]
+
+
+def spread(front: Sequence[Candidate], count: int) -> list[Candidate]:
+    """At most `count` of a Pareto front, both ends among them, as evenly spaced in the logarithm of cost as it goes."""
+    if len(front) <= count:
+        return list(front)
+    low, high = math.log(front[0].cost), math.log(front[-1].cost)
+    chosen = set()
+    for place in range(count):
+        target = low + (high - low) * place / (count - 1)
+        chosen.add(min(range(len(front)), key=lambda i: abs(math.log(front[i].cost) - target)))
+    return [front[i] for i in sorted(chosen)]

@@ -1,0 +1,141 @@
+"""The gateway service: HTTP in front, one link per model behind, and the clock between them.
+
+Models are not configured: a scheduler publishes its status, and the gateway opens a link to every model it finds. A
+model whose scheduler is gone stays known, and answers 503 until one is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+from common import clock, log
+from common.errors import ConfigError
+from common.runtime import keep_trying, unique_name
+from common.streams import Streams, StreamsError
+from services.gateway.inference import Inference
+from services.gateway.link import Mesh, ModelLink
+from services.gateway.metrics import Metrics
+from services.gateway.pending import Pending
+from services.gateway.routes import Routes
+from services.gateway.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.runtime import Tasks
+    from common.settings import GatewaySettings
+    from services.gateway.http import Request
+
+POLL_S = 0.2
+SWEEP_S = 0.025
+
+_log = log.get(__name__)
+
+
+class Gateway:
+    """Implements ``common.runtime.Service``. ``announce`` is told the URL once the gateway listens."""
+
+    def __init__(self, settings: GatewaySettings, announce: Callable[[str], None] | None = None) -> None:
+        self.name = settings.name or unique_name("gateway")
+        self.port = 0  # set by startup
+        self._settings = settings
+        self._announce = announce
+        self._streams = Streams(settings.redis)
+        self._pending = Pending()
+        self._mesh = Mesh(settings, self._streams, clock.Clock(), self._pending)
+        self._links: dict[str, ModelLink] = {}
+        self._metrics = Metrics(self._pending.__len__)
+        self._routes = Routes(self._links, self._metrics, importlib.metadata.version("superserve-mesh"))
+        self._server = Server(self._handle, settings.max_body_bytes)
+        self._inference = Inference(settings, self._server, self._metrics)
+        self._infer_paths: dict[bytes, ModelLink] = {}  # the usual spellings, found without parsing the path
+        self._tasks: Tasks | None = None
+        self._synchronise_at = 0.0
+
+    async def startup(self, tasks: Tasks) -> None:
+        """Look for models, listen, and keep both up. Redis may come later: until then the answer is 503."""
+        self._tasks = tasks
+        settings = self._settings
+        try:
+            await self._poll()
+        except StreamsError as error:
+            _log.warning("redis_unreachable", error=error.message)
+        try:
+            self.port = await self._server.listen(settings.host, settings.port, reuse_port=settings.reuse_port)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on --host {settings.host} --port {settings.port}: {error}") from error
+        tasks.spawn(keep_trying(self._poll_after_a_while, StreamsError, "model statuses"), "statuses")
+        tasks.spawn(self._server.sweep_for_ever(), "connections")
+        tasks.spawn(keep_trying(self._sweep, StreamsError, "removal of payloads"), "overdue queries")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{self.port}"
+        _log.info("listening", url=url, gateway=self.name, models=sorted(self._links))
+        if self._announce is not None:
+            self._announce(url)
+
+    async def shutdown(self) -> None:
+        """Take no new query, answer those in the mesh, and leave nothing behind in Redis."""
+        self._mesh.draining = True
+        self._server.drain()
+        await self._pending.until_empty()
+        await self._server.close()
+        try:
+            for link in self._links.values():
+                await link.close()
+        except StreamsError as error:
+            _log.warning("replies_left_behind", error=error.message, note="they expire by themselves")
+        await self._streams.close()
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, request: Request) -> None:
+        link = self._infer_paths.get(request.path) if request.method == b"POST" else None
+        if link is None:
+            link = self._routes.inferring(request)
+        if link is None:
+            request.respond(self._routes.answer(request))
+        else:
+            self._inference.start(request, link)
+
+    # -- what goes on meanwhile ---------------------------------------------------------------------------------------
+
+    async def _poll_after_a_while(self) -> None:
+        await asyncio.sleep(POLL_S)
+        await self._poll()
+
+    async def _poll(self) -> None:
+        """Read what the schedulers say, and the common time now and then."""
+        mesh = self._mesh
+        now = asyncio.get_running_loop().time()
+        try:
+            if now >= self._synchronise_at:
+                await mesh.clock.synchronise(self._streams)
+                self._synchronise_at = now + clock.REFRESH_S
+            statuses = await self._streams.read_statuses()
+            for name in statuses.keys() - self._links.keys():
+                await self._add(name)
+        except StreamsError as error:
+            mesh.redis_problem = f"Redis cannot be used: {error.message}"
+            self._synchronise_at = 0.0  # it may come back with another clock
+            raise
+        for name, link in self._links.items():
+            link.update(statuses.get(name))
+        mesh.redis_problem = None
+
+    async def _add(self, name: str) -> None:
+        assert self._tasks is not None
+        link = ModelLink(name, self.name, self._mesh)
+        await link.open(self._tasks)
+        self._links[name] = link
+        for path in (f"/v2/models/{name}/infer", f"/v2/models/{name}/versions/1/infer"):
+            self._infer_paths[path.encode()] = link
+
+    async def _sweep(self) -> None:
+        """Give up overdue queries, and remove payloads that nobody needs."""
+        await asyncio.sleep(SWEEP_S)
+        self._pending.sweep(self._mesh.clock.now_us())
+        if self._pending.spent:
+            names, self._pending.spent = self._pending.spent, []
+            await self._streams.delete(*names)

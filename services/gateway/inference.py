@@ -1,0 +1,122 @@
+"""The one endpoint that matters: a request for inference, from its body to its response."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from common.errors import SuperServeError, UnsupportedMediaType
+from services.gateway import images
+from services.gateway.bodies import IDENTITY, deflate, inflate
+from services.gateway.options import parse_query
+from services.gateway.protocol import Plan, image_plan, split
+from services.gateway.replies import encode
+from services.gateway.server import fail
+
+if TYPE_CHECKING:
+    from common.settings import GatewaySettings
+    from services.gateway.http import Request
+    from services.gateway.link import ModelLink
+    from services.gateway.metrics import Metrics
+    from services.gateway.model import Model
+    from services.gateway.pending import Query, Result
+    from services.gateway.server import Server
+
+    Outcome = Result | SuperServeError
+
+# What is read as JSON without an Inference-Header-Content-Length. The last two are what aiohttp and curl -d put there
+# when nobody told them anything.
+JSON_TYPES = (b"", b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded")
+
+
+class Inference:
+    """Answers ``POST /v2/models/{model}/infer``."""
+
+    def __init__(self, settings: GatewaySettings, server: Server, metrics: Metrics) -> None:
+        self._settings = settings
+        self._server = server
+        self._metrics = metrics
+
+    def start(self, request: Request, link: ModelLink) -> None:
+        """Send the query on its way; the response follows when the mesh has answered."""
+        try:
+            model = link.admit()
+            image_type = _image_type(request)
+            if image_type or request.headers.get(b"content-encoding", b"") not in IDENTITY:
+                self._server.spawn(request, self._start_slowly(request, link, image_type))
+            else:
+                self._start(request, link, model, request.body)
+        except Exception as error:  # whatever it is, it is counted and answered
+            self._refuse(request, link.name, error)
+
+    async def _start_slowly(self, request: Request, link: ModelLink, image_type: bytes | None) -> None:
+        """Decode in a thread what takes long; both zlib and Pillow let the loop go on meanwhile."""
+        try:
+            body, encoding = request.body, request.headers.get(b"content-encoding", b"")
+            if encoding not in IDENTITY:
+                body = await asyncio.to_thread(inflate, body, encoding, self._settings.max_body_bytes)
+            model = link.admit()
+            if image_type is None:
+                self._start(request, link, model, body)
+            else:
+                tensors = await asyncio.to_thread(images.decode, body, image_type, images.frame_of(model))
+                self._submit(request, link, link.admit(), image_plan(model), tensors, name_label=True)
+        except Exception as error:
+            self._refuse(request, link.name, error)
+
+    def _start(self, request: Request, link: ModelLink, model: Model, body: bytes) -> None:
+        assert link.planner is not None
+        header_length = request.headers.get(b"inference-header-content-length")
+        header, raw = (body, b"") if header_length is None else split(body, header_length)
+        plan = link.planner.plan(header)
+        self._submit(request, link, model, plan, plan.tensors(raw))
+
+    def _submit(
+        self, request: Request, link: ModelLink, model: Model, plan: Plan, tensors: bytes, *, name_label: bool = False
+    ) -> None:
+        options = plan.options
+        if request.query:
+            options = options.or_else(parse_query(request.query, model))
+        slo_ms = options.deadline_ms(self._settings.default_slo_ms, self._settings.max_slo_ms)
+        done = partial(self._finish, request, model, plan, name_label)
+        query = link.submit(tensors, plan.rows, slo_ms, options.min_accuracy or 0.0, options.priority or 0, done)
+        request.on_left = partial(self._left, link, query)
+
+    def _finish(
+        self, request: Request, model: Model, plan: Plan, name_label: bool, query: Query, outcome: Outcome
+    ) -> None:
+        """Respond to a query that was answered, rejected or given up."""
+        try:
+            if isinstance(outcome, SuperServeError):
+                raise outcome
+            response = encode(model, plan, query, outcome, name_label=name_label)
+            self._metrics.of(model.name).answered(query, outcome)
+            accepted = request.headers.get(b"accept-encoding")
+            request.respond(deflate(response, accepted) if accepted else response)
+        except Exception as error:
+            self._refuse(request, model.name, error)
+
+    def _refuse(self, request: Request, model: str, error: Exception) -> None:
+        self._metrics.of(model).refused(error.status if isinstance(error, SuperServeError) else 500)
+        fail(request, error)
+
+    def _left(self, link: ModelLink, query: Query) -> None:
+        link.withdraw(query)
+        self._metrics.of(link.name).left()
+
+
+def _image_type(request: Request) -> bytes | None:
+    """Return the content type if the body is an image; UnsupportedMediaType if it can be nothing of ours."""
+    if b"inference-header-content-length" in request.headers:
+        return None  # binary tensors, whatever the content type: tritonclient sends none
+    content_type = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if content_type in images.FORMATS:
+        return content_type
+    if content_type in JSON_TYPES:
+        return None
+    shown = content_type[:80].decode("latin-1")
+    raise UnsupportedMediaType(
+        f"Content-Type {shown!r}: expected application/json, image/png or image/jpeg, or binary tensors "
+        "with the header Inference-Header-Content-Length"
+    )

@@ -1,0 +1,96 @@
+"""Results as responses of the Open Inference Protocol v2, with the account of how they came about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from common.errors import SuperServeError
+from services.gateway.http import JSON, Response
+from services.gateway.model import VERSION
+
+if TYPE_CHECKING:
+    from services.gateway.model import Model
+    from services.gateway.pending import Query, Result
+    from services.gateway.protocol import Plan
+
+_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+
+
+def encode(model: Model, plan: Plan, query: Query, result: Result, *, name_label: bool = False) -> Response:
+    """Return the response; SuperServeError if the worker's bytes are not the model's outputs.
+
+    ``name_label``: a person asked; tell the class by name as well.
+    """
+    batch, payload, _ = result
+    expected = plan.rows * model.output_row_bytes
+    if len(payload) != expected:
+        raise SuperServeError(f"worker {batch.worker} answered {len(payload)} bytes, expected {expected}")
+    parameters = account(query, result)
+    if name_label and (label := label_name(model, payload)) is not None:
+        parameters["label_name"] = label
+    outputs, raw = _outputs(model, plan, payload)
+    document: dict[str, Any] = {"model_name": model.name, "model_version": VERSION}
+    if plan.id is not None:
+        document["id"] = plan.id
+    document["parameters"] = parameters
+    document["outputs"] = outputs
+    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not raw:
+        return Response(200, header, JSON)
+    return Response(200, b"".join((header, *raw)), _BINARY % len(header))
+
+
+def account(query: Query, result: Result) -> dict[str, Any]:
+    """Return which subnet answered, how accurate it is, where the time went, and whether it was in time."""
+    batch, _, now_us = result
+    record = query.record
+    return {
+        "subnet": batch.subnet,
+        "accuracy": batch.accuracy,
+        "batch_size": batch.batch_rows,
+        "queue_ms": (batch.started_us - record.arrival_us) / 1_000,
+        "inference_ms": (batch.finished_us - batch.started_us) / 1_000,
+        "total_ms": (now_us - record.arrival_us) / 1_000,
+        "deadline_met": now_us <= record.deadline_us,
+        "executor": batch.executor,
+        "policy": batch.policy,
+        "worker": batch.worker,
+        "query_id": f"{record.id:016x}",
+    }
+
+
+def label_name(model: Model, payload: bytes) -> str | None:
+    """Return the name of the first row's class: output ``label`` (INT64), an index into the model's labels."""
+    offset, rows = 0, len(payload) // model.output_row_bytes
+    for tensor in model.outputs:
+        if tensor.name == "label" and tensor.datatype == "INT64":
+            index = int.from_bytes(payload[offset : offset + 8], "little", signed=True)
+            return model.labels[index] if 0 <= index < len(model.labels) else None
+        offset += tensor.row_bytes * rows
+    return None
+
+
+def _outputs(model: Model, plan: Plan, payload: bytes) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Return the ``outputs`` of the JSON part, and the raw parts that follow it."""
+    starts = [0]
+    for tensor in model.outputs:
+        starts.append(starts[-1] + tensor.row_bytes * plan.rows)
+    documents, raw = [], []
+    for index, binary in plan.outputs:
+        tensor = model.outputs[index]
+        start, stop = starts[index], starts[index + 1]
+        document: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": [plan.rows, *tensor.shape],
+        }
+        if binary:
+            document["parameters"] = {"binary_data_size": stop - start}
+            raw.append(payload[start:stop])
+        else:
+            document["data"] = np.frombuffer(payload[start:stop], tensor.dtype)
+        documents.append(document)
+    return documents, raw

@@ -1,0 +1,1 @@
+"""Load generator: traces, open-loop replay against real sockets, reports and plots."""

@@ -1,0 +1,116 @@
+"""The command line, as a user runs it: in a process of its own, against a real server."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.loadgen.oip_server import OipServer
+
+
+async def loadgen(*arguments: object) -> tuple[int | None, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "loadgen",
+        *map(str, arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG that has something on it."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+        return image.size
+
+
+async def test_replay_writes_report_and_plot_and_compare_reads_them(
+    server: OipServer, samples: Path, tmp_path: Path
+) -> None:
+    """Two runs against a server, then both in one table and one picture."""
+    shape = ("--trace", "poisson", "--rate", 200, "--duration", 0.5, "--slo-ms", 2000, "--data", samples)
+    for name, more in (("first", ()), ("second", ("--plot", tmp_path / "second.png"))):
+        out_file = tmp_path / f"{name}.json"
+        code, out, err = await loadgen(
+            "replay", "--url", server.url, "--model", "digits", *shape, "--out", out_file, *more
+        )
+        assert code == 0, err
+        assert "SLO attainment" in out
+    report = json.loads((tmp_path / "first.json").read_bytes())
+    assert report["queries"] == report["answered"] > 50
+    assert report["label_accuracy"] == 100
+    assert size(tmp_path / "second.png")[0] > 1000
+
+    code, out, err = await loadgen(
+        "compare", tmp_path / "first.json", tmp_path / "second.json", "--plot", tmp_path / "both.png"
+    )
+    assert code == 0, err
+    assert "first" in out
+    assert "second" in out
+    assert size(tmp_path / "both.png")[0] > 1000
+
+
+async def test_a_report_on_standard_output_is_nothing_but_json(server: OipServer) -> None:
+    """`--out -` can be piped: the table goes to standard error."""
+    code, out, err = await loadgen(
+        "replay", "--url", server.url, "--model", "digits", "--rate", 100, "--duration", 0.1, "--out", "-"
+    )
+    assert code == 0, err
+    assert json.loads(out)["executor"] == "emulated"
+    assert "SLO attainment" in err
+
+
+async def test_trace_tells_its_numbers_and_draws_them(tmp_path: Path) -> None:
+    """`loadgen trace` sends nothing: rate, peak over mean, CV, and a PNG."""
+    code, out, err = await loadgen(
+        "trace", "bursty:base=100,variant=400,cv2=8", "--duration", 20, "--plot", tmp_path / "t.png"
+    )
+    assert code == 0, err
+    assert "mean rate" in out
+    assert "x mean" in out
+    assert "CV of the gaps" in out
+    assert size(tmp_path / "t.png")[0] > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("trace", "sine"), 2, "trace=sine: unknown kind"),
+        (("trace", "ramp:start=1,end=2,accel=x,cv2=1"), 2, "ramp: accel=x: needs a number"),
+        (("replay", "--model", "m", "--rate", "fast"), 2, "invalid float value: 'fast'"),
+        (("replay", "--model", ""), 2, "model=(empty): is no model name"),
+        (("replay", "--model", "m", "--out", "/no/such/folder/r.json"), 2, "out=/no/such/folder/r.json"),
+        (("replay", "--model", "m", "--rate", "1", "--url", "http://127.0.0.1:1"), 3, "127.0.0.1:1 is not reachable"),
+        (("compare", "/no/such.json"), 2, "report=/no/such.json: cannot be read"),
+    ],
+)
+async def test_errors_are_one_line_and_an_exit_code(arguments: tuple[str, ...], code: int, message: str) -> None:
+    """2 for what the user wrote, 3 for the server; the last line says what, and no traceback."""
+    found, _, err = await loadgen(*arguments)
+    assert found == code
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+async def test_an_unknown_model_is_exit_code_3(server: OipServer) -> None:
+    """The message lists what the server has."""
+    code, _, err = await loadgen("replay", "--url", server.url, "--model", "letters", "--rate", 1)
+    assert (code, err.splitlines()[-1].endswith("has no model 'letters'; it has digits")) == (3, True)
+
+
+async def test_help_has_examples_and_exit_codes() -> None:
+    """The help of `replay` shows how to use it and every kind of SPEC."""
+    code, out, _ = await loadgen("replay", "--help")
+    assert code == 0
+    for part in ("examples:", "exit codes:", "bursty:base=B", "timestamps:FILE"):
+        assert part in out

@@ -1,0 +1,362 @@
+"""Scheduler and workers over a real Redis, with a test peer in the gateway's place."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from common import embedded, keys, wire
+from common.runtime import Service, Tasks
+from common.sched.eventlog import replay
+from common.settings import SchedulerSettings, WorkerSettings
+from services.scheduler.scheduler import SchedulerService
+from services.worker.start import build
+from services.worker.worker import Worker
+from tests.mesh.peer import IMAGE, Peer, until
+
+Running = Callable[[Service], AbstractAsyncContextManager[Tasks]]
+
+
+def scheduler(url: str, folder: Path, **settings: object) -> SchedulerService:
+    return SchedulerService(SchedulerSettings(redis=url, model=folder.name, **settings))  # type: ignore[arg-type]
+
+
+def worker(url: str, folder: Path, profile: Path, **settings: object) -> Worker:
+    chosen = WorkerSettings(redis=url, model=str(folder), executor="emulated", profile=str(profile), **settings)  # type: ignore[arg-type]
+    return Worker(chosen, build(chosen))
+
+
+@contextlib.asynccontextmanager
+async def worker_process(url: str, folder: Path, profile: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker in a process of its own, which a test may kill."""
+    flags = ["--redis", url, "--model", str(folder), "--executor", "emulated", "--profile", str(profile)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", "worker", *flags, preexec_fn=embedded.die_with_parent
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_every_query_gets_exactly_one_answer(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """Packs of queries come back answered once each, by a subnet of the profile, with output bytes for every row."""
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        running(worker(redis_url, model_folder, profile_file())),
+    ):
+        await peer.wait_for_workers(1)
+        ids = []
+        for rows in (1, 3, 1, 2):
+            payload = IMAGE * rows
+            ids += await peer.send([peer.record(rows=rows, payload=payload) for _ in range(20)], payload)
+        await peer.collect(ids)
+        assert all(len(peer.answers[i]) == 1 for i in ids)
+        for batch, answer, payload in (peer.answers[i][0] for i in ids):
+            assert batch.executor == "emulated"
+            assert batch.subnet in ("small", "large")
+            assert batch.batch_rows <= 16
+            assert (answer.error, len(payload) % (8 + 40)) == ("", 0)
+        assert sum(len(peer.answers[i][0][2]) for i in ids) == (20 + 60 + 20 + 40) * 48
+
+
+async def test_streams_are_empty_when_all_is_answered(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """Everything acked is deleted: a stream's length is what is outstanding."""
+    service = worker(redis_url, model_folder, profile_file())
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        running(service),
+    ):
+        await peer.wait_for_workers(1)
+        await peer.collect(await peer.send([peer.record() for _ in range(50)]))
+
+        async def empty() -> bool:
+            ingress = await peer.streams.outstanding(keys.ingress(model_folder.name))
+            return not ingress and not await peer.outstanding(service.name)
+
+        await until(empty)
+
+
+async def test_hopeless_query_is_rejected_at_once(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A query that no subnet can serve in time is rejected as late; one beyond all accuracies by its reason."""
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        running(worker(redis_url, model_folder, profile_file(small_us=50_000, large_us=90_000))),
+    ):
+        await peer.wait_for_workers(1)
+        late = await peer.send([peer.record(slo_ms=10)])
+        greedy = await peer.send([peer.record(min_accuracy=99.0)])
+        await peer.collect(late + greedy)
+        assert peer.rejections[late[0]] == ["late"]
+        assert peer.rejections[greedy[0]] == ["min_accuracy"]
+
+
+async def test_minimum_accuracy_is_kept(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A query with a minimum accuracy is never served below it, even where the policy would take the smallest."""
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder, policy="slackfit")),
+        running(worker(redis_url, model_folder, profile_file())),
+    ):
+        await peer.wait_for_workers(1)
+        demanding = await peer.send([peer.record(slo_ms=40, min_accuracy=85.0)])
+        await peer.collect(demanding)
+        assert [batch.subnet for batch, _, _ in peer.answers[demanding[0]]] == ["large"]
+
+
+async def test_stored_and_damaged_payloads(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A payload under its own key is fetched; one that expired or was damaged fails alone, in words."""
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        running(worker(redis_url, model_folder, profile_file())),
+    ):
+        await peer.wait_for_workers(1)
+        stored, gone = peer.record(stored=True), peer.record(stored=True)
+        await peer.streams.put_payloads({keys.payload(model_folder.name, stored.id): IMAGE})
+        fine, damaged = peer.record(), peer.record(crc=12345)
+        ids = await peer.send([stored, gone, fine, damaged])
+        await peer.collect(ids)
+        errors = [peer.answers[i][0][1].error for i in ids]
+        assert (errors[0], errors[2]) == ("", "")
+        assert "expired" in errors[1]
+        assert "checksum" in errors[3]
+
+
+async def test_worker_killed_in_mid_batch(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """kill -9 of a worker that holds batches: the other worker answers all of its queries within their deadlines."""
+    slow = profile_file(small_us=100_000, large_us=200_000)
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder, worker_timeout_ms=1_000)),
+        worker_process(redis_url, model_folder, slow) as victim,
+    ):
+        await peer.wait_for_workers(1)
+        ids = await peer.send([peer.record(slo_ms=60_000) for _ in range(64)])
+        status = await peer.wait_for_workers(1)
+        name = status.workers[0]["name"]
+        await until(lambda: peer.outstanding(name))
+        os.kill(victim.pid, signal.SIGKILL)
+        async with running(worker(redis_url, model_folder, profile_file())):
+            await peer.collect(ids, timeout_s=30)
+            assert all(peer.answers[i] and not peer.rejections[i] for i in ids)
+            await peer.wait_for_workers(1)
+            assert not await peer.streams.outstanding(keys.work(model_folder.name, name))
+
+
+async def test_poison_query_is_rejected_after_three_workers(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A query whose batch was running on three workers that died is rejected instead of killing a fourth."""
+    slow = profile_file(small_us=30_000_000, large_us=40_000_000)
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder, worker_timeout_ms=700)),
+    ):
+        ids = await peer.send([peer.record(slo_ms=300_000)])
+        for _ in range(3):
+            async with worker_process(redis_url, model_folder, slow):
+                status = await peer.wait_for_workers(1)
+                await until(functools.partial(peer.outstanding, status.workers[0]["name"]))
+            await peer.wait_for_workers(0)
+        await peer.collect(ids)
+        assert peer.rejections[ids[0]] == ["poison"]
+
+
+async def test_second_worker_joins_under_load(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A worker launched later takes its share of the load without being configured anywhere."""
+    profile = profile_file(small_us=20_000, large_us=30_000)
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        running(worker(redis_url, model_folder, profile)),
+    ):
+        await peer.wait_for_workers(1)
+        ids = await peer.send([peer.record(slo_ms=60_000) for _ in range(300)])
+        async with running(worker(redis_url, model_folder, profile)):
+            await peer.wait_for_workers(2)
+            await peer.collect(ids)
+        assert len({batch.worker for i in ids for batch, _, _ in peer.answers[i]}) == 2
+
+
+async def test_draining_worker_finishes_its_batches_and_leaves(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A worker that ends gracefully in mid-load loses nothing, answers nothing twice, and is gone from the status."""
+    profile = profile_file(small_us=5_000, large_us=10_000)
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        running(worker(redis_url, model_folder, profile)),
+    ):
+        async with running(worker(redis_url, model_folder, profile)):
+            await peer.wait_for_workers(2)
+            ids = await peer.send([peer.record(slo_ms=60_000) for _ in range(200)])
+        await peer.wait_for_workers(1)
+        await peer.collect(ids)
+        assert all(len(peer.answers[i]) == 1 for i in ids)
+
+
+async def test_scheduler_that_starts_again_loses_nothing(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """Queries queued with a scheduler that ends are served by the next one, which also adopts the running batches."""
+    profile = profile_file(small_us=100_000, large_us=200_000)
+    async with Peer(redis_url, model_folder.name) as peer, running(worker(redis_url, model_folder, profile)):
+        async with running(scheduler(redis_url, model_folder)):
+            await peer.wait_for_workers(1)
+            ids = await peer.send([peer.record(slo_ms=60_000) for _ in range(80)])
+            name = (await peer.wait_for_workers(1)).workers[0]["name"]
+            await until(lambda: peer.outstanding(name))
+        async with running(scheduler(redis_url, model_folder)):
+            ids += await peer.send([peer.record(slo_ms=60_000) for _ in range(20)])
+            await peer.collect(ids)
+    assert all(len(peer.answers[i]) == 1 for i in ids)
+
+
+async def test_standby_takes_over(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """Of two schedulers one leads; when it goes, the other serves without anybody being told."""
+    async with Peer(redis_url, model_folder.name) as peer, running(worker(redis_url, model_folder, profile_file())):
+        first = scheduler(redis_url, model_folder)
+        async with running(first):
+            leader = (await peer.wait_for_workers(1)).scheduler
+            second = running(scheduler(redis_url, model_folder))
+            await second.__aenter__()
+            try:
+                await peer.collect(await peer.send([peer.record()]))
+                assert (await peer.wait_for_workers(1)).scheduler == leader
+            except BaseException:
+                await second.__aexit__(None, None, None)
+                raise
+        try:
+            await peer.collect(await peer.send([peer.record(slo_ms=30_000)]))
+            assert (await peer.wait_for_workers(1)).scheduler != leader
+        finally:
+            await second.__aexit__(None, None, None)
+
+
+async def test_redis_that_forgets_everything(
+    tmp_path: Path, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A Redis that comes back empty on the same socket is taken up again by scheduler and worker, unasked."""
+    home = tmp_path / "r"
+    home.mkdir()
+    async with contextlib.AsyncExitStack() as stack:
+        with embedded.server(folder=home) as url:
+            peer = await stack.enter_async_context(Peer(url, model_folder.name))
+            await stack.enter_async_context(running(scheduler(url, model_folder)))
+            await stack.enter_async_context(running(worker(url, model_folder, profile_file())))
+            await peer.wait_for_workers(1)
+            await peer.collect(await peer.send([peer.record()]))
+        with embedded.server(folder=home):
+            await peer.open()
+            await peer.wait_for_workers(1)
+            ids = await peer.send([peer.record(slo_ms=30_000) for _ in range(10)])
+            await peer.collect(ids)
+            await stack.aclose()
+    assert all(peer.answers[i] for i in ids)
+
+
+async def test_event_log_replays_to_the_same_commands(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running, tmp_path: Path
+) -> None:
+    """Replaying the live scheduler's event log through a fresh core dispatches every query that was answered."""
+    path = tmp_path / "events.jsonl"
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder, event_log=str(path))),
+        running(worker(redis_url, model_folder, profile_file())),
+    ):
+        await peer.wait_for_workers(1)
+        ids = await peer.send([peer.record() for _ in range(40)])
+        await peer.collect(ids)
+        live = {i: peer.answers[i][0][0].subnet for i in ids}
+    dispatched = {
+        query.id: command.batch.subnet
+        for _, _, commands in replay(path.read_text().splitlines())
+        for command in commands
+        if type(command).__name__ == "Dispatch"
+        for query in command.batch.queries  # type: ignore[union-attr]
+    }
+    assert dispatched == live
+
+
+async def test_worker_of_an_unfit_profile_is_refused(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """A worker that lacks the policy's subnet is not used, and the status says why."""
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder, policy="fixed:huge")),
+        running(worker(redis_url, model_folder, profile_file(), grace_s=1.0)),
+    ):
+
+        async def refused() -> bool:
+            return bool((status := await peer.status()) and status.problems)
+
+        await until(refused)
+        status = await peer.wait_for_workers(0)
+        assert status.workers == []
+        assert "huge" in status.problems[0]
+
+
+async def test_unreadable_entries_are_refused_and_do_no_harm(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """Entries that are no messages, or of another wire version, are acked and logged; what follows is served."""
+    import msgpack
+
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        running(worker(redis_url, model_folder, profile_file())),
+    ):
+        await peer.wait_for_workers(1)
+        for header in (b"", b"\xc1garbage", msgpack.packb([99, 1, "x", []]), msgpack.packb([wire.VERSION, 77])):
+            await peer.streams.append(keys.ingress(model_folder.name), header)
+        await peer.collect(await peer.send([peer.record()]))
+
+
+@pytest.mark.parametrize("late", ["drop", "serve"])
+async def test_late_queries_are_dropped_or_served(
+    late: str, redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """The switch decides: rejected as late, or answered after the deadline."""
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder, late=late)),
+        running(worker(redis_url, model_folder, profile_file())),
+    ):
+        await peer.wait_for_workers(1)
+        ids = await peer.send([peer.record(slo_ms=0.001)])
+        await peer.collect(ids)
+        assert bool(peer.answers[ids[0]]) == (late == "serve")
+        assert bool(peer.rejections[ids[0]]) == (late == "drop")
