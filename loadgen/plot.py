@@ -69,7 +69,7 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
         _draw_summary(figure.add_subplot(grid[3, 1]), reports, heads)
         handles, labels = over_time[3].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper right", ncols=4, bbox_to_anchor=(_RIGHT, 0.985), handlelength=3)
-        _save(figure, path, f"{reports[0].model}: {_short(reports[0].trace)}, SLO {reports[0].slo_ms:g} ms")
+        _save(figure, path, _title(reports))
 
 
 def plot_trace(arrivals: Times, stats: TraceStats, trace: str, path: Path) -> None:
@@ -113,16 +113,20 @@ def _draw_load(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> N
 
 def _draw_latency(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
     """Shares of ALL queries: a run with errors never reaches 1."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_title("Latency from the intended send time", pad=16)
     for position, report in enumerate(reports):
         share = np.array(CDF_PERCENT) / 100 * (report.answered / report.queries)
         latency = report.latency_cdf_ms
         _line(axes, position, latency, share[: len(latency)], label=heads[position])
-    slo_ms = reports[0].slo_ms
-    axes.axvline(slo_ms, color=_GREY, linewidth=1)
-    axes.text(slo_ms, 1.03, f"SLO {slo_ms:g} ms", ha="center", color=_GREY, fontsize=8)
+    for slo_ms in {report.slo_ms for report in reports}:
+        axes.axvline(slo_ms, color=_GREY, linewidth=1)
+        axes.text(slo_ms, 1.03, f"SLO {slo_ms:g} ms", ha="center", color=_GREY, fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("latency, ms (log scale)")
     axes.set_ylabel("share of all queries answered by then")
@@ -165,6 +169,16 @@ def _steps(report: Report, values: Sequence[Number]) -> tuple[list[float], list[
 
 def _text(value: Number, pattern: str) -> str:
     return "-" if value is None else pattern.format(value)
+
+
+def _title(reports: Sequence[Report]) -> str:
+    """Model, trace and SLO; all of them where the runs differ."""
+    parts = (
+        {report.model for report in reports},
+        {_short(report.trace) for report in reports},
+        {f"SLO {report.slo_ms:g} ms" for report in reports},
+    )
+    return ", ".join(" / ".join(sorted(part)) for part in parts)
 
 
 def _short(trace: str) -> str:

@@ -17,7 +17,7 @@ Column = NDArray[np.float64]
 
 LABEL = "label"  # the output that is compared with the true labels
 _MAX_HELD_BYTES = 256 << 20  # of answers read after the run; further ones are read as they come
-_MAX_REASONS = 50  # distinct error reasons kept: a server may write a number into each
+_MAX_REASONS = 50  # distinct error reasons kept: a server may write a name into each
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ _LONGEST_SLEEP_S = 0.02
 _PROGRESS_S = 0.1
 _MAX_CONNECTING = 64  # at once: a listen queue that overflows costs a second
 _CLOSE_S = 1.0
+_NUMBER = re.compile(r"\d+(\.\d+)?")  # reasons are counted: one that tells its own milliseconds is no kind of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Sender:
         progress(self._progress(monotonic() - self._start))
 
     def _send_due(self) -> None:
-        """Send, or queue for a connection, every query whose time has come."""
+        """Send, or queue for a connection, every query due when this is called: replies are read before the next."""
         intended_s = self._recorder.intended_s
         query, count = self._next, len(intended_s)
         now = monotonic() - self._start
@@ -104,7 +106,6 @@ class Sender:
                 self._waiting.append(query)
             else:
                 self._send(connection, query)
-                now = monotonic() - self._start
             query += 1
         self._next = query
         if self._waiting:
@@ -155,7 +156,7 @@ class Sender:
         if connection.open:
             self._put_idle(connection)
         if status != 200:
-            self._recorder.fail(query, f"{status}: {parse_error(body)}")
+            self._recorder.fail(query, f"{status}: {_NUMBER.sub('N', parse_error(body))}")
         else:
             self._recorder.answer(query, now, body, header_length)
         intended_s = self._recorder.intended_s

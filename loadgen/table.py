@@ -74,7 +74,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[sender.Progress], None]
     """A live line for one run; call what it yields with each `Progress`."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"),
-        console=console,
+        console=console, refresh_per_second=4,
     )  # fmt: skip
     with bar:
         task = bar.add_task("replay", total=None, now="", visible=False)

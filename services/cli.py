@@ -84,7 +84,7 @@ def _policies() -> int:
 def _gateway(settings: GatewaySettings) -> Service:
     from services.gateway import Gateway
 
-    return Gateway(settings)
+    return Gateway(settings, announce=lambda url: print(f"ready {url}", flush=True))  # noqa: T201 - `up` waits for it
 
 
 def _scheduler(settings: SchedulerSettings) -> Service:

@@ -50,7 +50,7 @@ class Gateway:
         self._routes = Routes(self._links, self._metrics, importlib.metadata.version("superserve-mesh"))
         self._server = Server(self._handle, settings.max_body_bytes)
         self._inference = Inference(settings, self._server, self._metrics)
-        self._infer_paths: dict[bytes, ModelLink] = {}  # the usual spellings, found without parsing the path
+        self._infer_paths: dict[str, ModelLink] = {}  # the usual spellings, found without parsing the path
         self._tasks: Tasks | None = None
         self._synchronise_at = 0.0
 
@@ -67,7 +67,6 @@ class Gateway:
         except OSError as error:
             raise ConfigError(f"cannot listen on --host {settings.host} --port {settings.port}: {error}") from error
         tasks.spawn(keep_trying(self._poll_after_a_while, StreamsError, "model statuses"), "statuses")
-        tasks.spawn(self._server.sweep_for_ever(), "connections")
         tasks.spawn(keep_trying(self._sweep, StreamsError, "removal of payloads"), "overdue queries")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{self.port}"
@@ -91,7 +90,7 @@ class Gateway:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _handle(self, request: Request) -> None:
-        link = self._infer_paths.get(request.path) if request.method == b"POST" else None
+        link = self._infer_paths.get(request.path) if request.method == "POST" else None
         if link is None:
             link = self._routes.inferring(request)
         if link is None:
@@ -130,7 +129,7 @@ class Gateway:
         await link.open(self._tasks)
         self._links[name] = link
         for path in (f"/v2/models/{name}/infer", f"/v2/models/{name}/versions/1/infer"):
-            self._infer_paths[path.encode()] = link
+            self._infer_paths[path] = link
 
     async def _sweep(self) -> None:
         """Give up overdue queries, and remove payloads that nobody needs."""

@@ -10,23 +10,23 @@ from services.gateway.http import Response
 MIN_COMPRESSED_BYTES = 1_024  # below it, compressing costs more than it saves
 _ANY_HEADER, _RAW, _GZIP, _ZLIB = 47, -15, 31, 15  # zlib's wbits
 _FAST = 1
-IDENTITY = (b"", b"identity")
+IDENTITY = ("", "identity")
 
 
-def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
+def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     """Undo ``Content-Encoding``; never makes more than ``limit`` bytes. Slow: call it in a thread."""
     name = encoding.strip().lower()
-    if name not in (b"gzip", b"x-gzip", b"deflate"):
-        raise UnsupportedMediaType(f"Content-Encoding {name[:40].decode('latin-1')!r}: expected gzip or deflate")
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise UnsupportedMediaType(f"Content-Encoding {name[:40]!r}: expected gzip or deflate")
     try:
         return _inflate(body, _ANY_HEADER, limit)
     except zlib.error as error:
-        if name == b"deflate":  # some clients send it without zlib's header
+        if name == "deflate":  # some clients send it without zlib's header
             try:
                 return _inflate(body, _RAW, limit)
             except zlib.error:
                 pass
-        raise BadRequest(f"the body is not valid {name.decode()}: {error}") from None
+        raise BadRequest(f"the body is not valid {name}: {error}") from None
 
 
 def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
@@ -43,18 +43,18 @@ def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
     return bytes(inflated)
 
 
-def deflate(response: Response, accepted: bytes) -> Response:
+def deflate(response: Response, accepted: str) -> Response:
     """Compress a response's body if the client's ``Accept-Encoding`` asks for it and it is worth it."""
     if len(response.body) < MIN_COMPRESSED_BYTES:
         return response
     offers = {}
-    for offer in accepted.lower().split(b","):
-        name, _, weight = offer.partition(b";")
-        offers[name.strip()] = weight.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
-    for name, wbits in ((b"gzip", _GZIP), (b"deflate", _ZLIB)):
+    for offer in accepted.lower().split(","):
+        name, _, weight = offer.partition(";")
+        offers[name.strip()] = weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    for name, wbits in (("gzip", _GZIP), ("deflate", _ZLIB)):
         if offers.get(name):
             stream = zlib.compressobj(_FAST, zlib.DEFLATED, wbits)
             body = stream.compress(response.body) + stream.flush()
-            headers = response.headers + b"content-encoding: %s\r\nvary: accept-encoding\r\n" % name
+            headers = {**response.headers, "Content-Encoding": name, "Vary": "Accept-Encoding"}
             return Response(response.status, body, headers)
     return response

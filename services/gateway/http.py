@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
+import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -10,12 +10,9 @@ import orjson
 from common.errors import ClientError, SuperServeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from services.gateway.connection import Connection
-
-JSON = b"content-type: application/json\r\n"
-STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+JSON: Mapping[str, str] = {"Content-Type": "application/json"}
 
 
 class MethodNotAllowed(ClientError):
@@ -34,61 +31,46 @@ class RequestTimeout(ClientError):
     status = 408
 
 
-class HeadersTooLarge(ClientError):
-    """Request line and headers exceed what a connection keeps."""
-
-    status = 431
-
-
 class Response(NamedTuple):
-    """What a handler answers; ``headers`` are whole lines, each with its CRLF, without length and connection."""
+    """What a handler answers; ``headers`` without length and connection."""
 
     status: int
     body: bytes
-    headers: bytes = JSON
+    headers: Mapping[str, str] = JSON
 
 
 class Request:
-    """One request, whole; header names are in lower case."""
+    """One request, whole. Its handler calls ``respond`` once: at once, or from any later callback."""
 
-    __slots__ = (
-        "_connection", "body", "chunks", "headers", "keep_alive", "method", "on_left", "path", "query", "refusal",
-        "size", "target", "version",
-    )  # fmt: skip
+    __slots__ = ("body", "headers", "method", "on_left", "path", "query", "response")
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection: Connection | None = connection
-        self.method = b""
-        self.target = b""  # as sent; ``path`` and ``query`` are its parts
-        self.path = b""
-        self.query = b""
-        self.version = "1.1"
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self.chunks: list[bytes] = []  # of a body that is still coming
-        self.size = 0
-        self.keep_alive = False
-        self.refusal: SuperServeError | None = None  # set by the connection: no handler shall see this request
+    def __init__(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> None:
+        self.method = method
+        self.path, _, self.query = target.partition("?")
+        self.headers = headers
+        self.body = body
+        self.response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.on_left: Callable[[], object] | None = None  # set by the handler: the client left before its answer
 
     def respond(self, response: Response) -> None:
         """Answer; does nothing if the client has left."""
-        if (connection := self._connection) is not None:
-            self._connection = None
-            connection.answer(self, response)
+        # Breaks the cycle request -> on_left -> query -> done -> request, else only the collector frees all four.
+        self.on_left = None
+        if not self.response.done():
+            self.response.set_result(response)
 
     def left(self) -> None:
         """Tell the handler that nobody waits for the answer any more."""
-        self._connection = None
-        if self.on_left is not None:
-            self.on_left()
+        on_left, self.on_left = self.on_left, None
+        if on_left is not None:
+            on_left()
 
 
 def error_response(error: SuperServeError) -> Response:
     """Return the protocol's ``{"error": ...}`` with the error's status and the headers that belong to it."""
-    headers = JSON
+    headers = dict(JSON)
     if isinstance(error, MethodNotAllowed):
-        headers += b"allow: %s\r\n" % error.allow.encode()
+        headers["Allow"] = error.allow
     elif (retry_after_s := getattr(error, "retry_after_s", None)) is not None:
-        headers += b"retry-after: %d\r\n" % retry_after_s
+        headers["Retry-After"] = str(retry_after_s)
     return Response(error.status, orjson.dumps({"error": error.message}), headers)

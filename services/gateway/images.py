@@ -2,8 +2,8 @@
 
 An image becomes one row of the model's only input, if that is UINT8 of shape [height, width], [1, height, width],
 [height, width, channels] or [channels, height, width] with 1 or 3 channels: converted to grey or RGB (transparency on
-black), and resized to height x width by Lanczos, without regard to its aspect. Brightness stays as it is: a model trained on
-light shapes before a dark ground, as Fashion-MNIST, wants such an image.
+black), and resized to height x width by Lanczos, without regard to its aspect. Brightness stays as it is: a model
+trained on light shapes before a dark ground, as Fashion-MNIST, wants such an image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from common.errors import BadRequest, UnsupportedMediaType
 if TYPE_CHECKING:
     from services.gateway.model import Model, Tensor
 
-FORMATS = {b"image/png": "PNG", b"image/jpeg": "JPEG"}
+FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG"}
 MAX_PIXELS = 16 * 2**20  # a small file can unfold to gigabytes
 
 
@@ -54,7 +54,7 @@ def _frame(tensor: Tensor) -> Frame | None:
     return None
 
 
-def decode(body: bytes, content_type: bytes, frame: Frame) -> bytes:
+def decode(body: bytes, content_type: str, frame: Frame) -> bytes:
     """Return the bytes of one row; BadRequest for what is no such image. Slow: call it in a thread."""
     kind = FORMATS[content_type]
     try:

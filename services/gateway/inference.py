@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What is read as JSON without an Inference-Header-Content-Length. The last two are what aiohttp and curl -d put there
 # when nobody told them anything.
-JSON_TYPES = (b"", b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded")
+JSON_TYPES = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded")
 
 
 class Inference:
@@ -43,17 +43,17 @@ class Inference:
         try:
             model = link.admit()
             image_type = _image_type(request)
-            if image_type or request.headers.get(b"content-encoding", b"") not in IDENTITY:
+            if image_type or request.headers.get("Content-Encoding", "") not in IDENTITY:
                 self._server.spawn(request, self._start_slowly(request, link, image_type))
             else:
                 self._start(request, link, model, request.body)
         except Exception as error:  # whatever it is, it is counted and answered
             self._refuse(request, link.name, error)
 
-    async def _start_slowly(self, request: Request, link: ModelLink, image_type: bytes | None) -> None:
+    async def _start_slowly(self, request: Request, link: ModelLink, image_type: str | None) -> None:
         """Decode in a thread what takes long; both zlib and Pillow let the loop go on meanwhile."""
         try:
-            body, encoding = request.body, request.headers.get(b"content-encoding", b"")
+            body, encoding = request.body, request.headers.get("Content-Encoding", "")
             if encoding not in IDENTITY:
                 body = await asyncio.to_thread(inflate, body, encoding, self._settings.max_body_bytes)
             model = link.admit()
@@ -67,7 +67,7 @@ class Inference:
 
     def _start(self, request: Request, link: ModelLink, model: Model, body: bytes) -> None:
         assert link.planner is not None
-        header_length = request.headers.get(b"inference-header-content-length")
+        header_length = request.headers.get("Inference-Header-Content-Length")
         header, raw = (body, b"") if header_length is None else split(body, header_length)
         plan = link.planner.plan(header)
         self._submit(request, link, model, plan, plan.tensors(raw))
@@ -92,7 +92,7 @@ class Inference:
                 raise outcome
             response = encode(model, plan, query, outcome, name_label=name_label)
             self._metrics.of(model.name).answered(query, outcome)
-            accepted = request.headers.get(b"accept-encoding")
+            accepted = request.headers.get("Accept-Encoding")
             request.respond(deflate(response, accepted) if accepted else response)
         except Exception as error:
             self._refuse(request, model.name, error)
@@ -106,17 +106,16 @@ class Inference:
         self._metrics.of(link.name).left()
 
 
-def _image_type(request: Request) -> bytes | None:
+def _image_type(request: Request) -> str | None:
     """Return the content type if the body is an image; UnsupportedMediaType if it can be nothing of ours."""
-    if b"inference-header-content-length" in request.headers:
+    if "Inference-Header-Content-Length" in request.headers:
         return None  # binary tensors, whatever the content type: tritonclient sends none
-    content_type = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    content_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if content_type in images.FORMATS:
         return content_type
     if content_type in JSON_TYPES:
         return None
-    shown = content_type[:80].decode("latin-1")
     raise UnsupportedMediaType(
-        f"Content-Type {shown!r}: expected application/json, image/png or image/jpeg, or binary tensors "
+        f"Content-Type {content_type[:80]!r}: expected application/json, image/png or image/jpeg, or binary tensors "
         "with the header Inference-Header-Content-Length"
     )

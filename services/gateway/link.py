@@ -39,6 +39,7 @@ PACK_QUERIES = 256
 PACK_BYTES = 1 << 20
 READ_ENTRIES = 64
 READ_BLOCK_MS = 1_000
+ACK_S = 0.02  # acks only keep the stream short: many at once cost as much as one
 REFRESH_S = keys.REPLIES_TTL_S / 4
 
 _log = log.get(__name__)
@@ -265,6 +266,7 @@ class ModelLink:
 
     async def _ack(self) -> None:
         await self._to_ack.wait()
+        await asyncio.sleep(ACK_S)
         self._to_ack.clear()
         ids = self._unacked[:]
         try:

@@ -96,7 +96,10 @@ class Metrics(Collector):
 
     def of(self, model: str) -> ModelMetrics:
         """Return the counts of a model, from zero if it is new."""
-        return self._models.setdefault(model, ModelMetrics())
+        counts = self._models.get(model)
+        if counts is None:
+            counts = self._models[model] = ModelMetrics()
+        return counts
 
     def exposition(self) -> bytes:
         """Return Prometheus' text format."""

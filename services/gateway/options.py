@@ -63,10 +63,10 @@ def parse_parameters(parameters: dict[str, Any], model: Model) -> Options:
     )
 
 
-def parse_query(query: bytes, model: Model) -> Options:
+def parse_query(query: str, model: Model) -> Options:
     """Validate options in a URL's query string; keys that are not ours are ignored."""
     parameters: dict[str, Any] = {}
-    for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+    for key, value in parse_qsl(query, keep_blank_values=True):
         if key in ("slo_ms", "min_accuracy"):
             try:
                 parameters[key] = float(value)

@@ -77,13 +77,14 @@ class Planner:
         return self._cached(header) if len(header) <= CACHED_HEADER_BYTES else parse(self._model, header)
 
 
-def split(body: bytes, header_length: bytes) -> tuple[bytes, bytes]:
+def split(body: bytes, header_length: str) -> tuple[bytes, bytes]:
     """Return JSON part and raw part of a body with the header ``Inference-Header-Content-Length``."""
-    length = int(header_length) if header_length.isdigit() and len(header_length) < 12 else -1
+    length = (
+        int(header_length) if header_length.isascii() and header_length.isdigit() and len(header_length) < 12 else -1
+    )
     if not 0 <= length <= len(body):
-        shown = header_length[:40].decode("latin-1")
         raise BadRequest(
-            f"Inference-Header-Content-Length {shown!r}: expected a length from 0 to {len(body)}, the body's"
+            f"Inference-Header-Content-Length {header_length[:40]!r}: expected a length from 0 to {len(body)}, the body's"
         )
     return body[:length], body[length:]
 

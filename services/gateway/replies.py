@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from services.gateway.pending import Query, Result
     from services.gateway.protocol import Plan
 
-_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
-
 
 def encode(model: Model, plan: Plan, query: Query, result: Result, *, name_label: bool = False) -> Response:
     """Return the response; SuperServeError if the worker's bytes are not the model's outputs.
@@ -40,7 +38,8 @@ def encode(model: Model, plan: Plan, query: Query, result: Result, *, name_label
     header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not raw:
         return Response(200, header, JSON)
-    return Response(200, b"".join((header, *raw)), _BINARY % len(header))
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    return Response(200, b"".join((header, *raw)), headers)
 
 
 def account(query: Query, result: Result) -> dict[str, Any]:

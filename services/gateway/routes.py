@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SERVER_NAME = "superserve"
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics", "parameters", "schedule_policy"]
-_METRICS_TYPE = b"content-type: %s\r\n" % CONTENT_TYPE_LATEST.encode()
+_METRICS_TYPE = {"Content-Type": CONTENT_TYPE_LATEST}
 
 
 class Target(NamedTuple):
@@ -56,7 +56,7 @@ class Routes:
 
     def answer(self, request: Request) -> Response:
         """Return the response; NotFound or MethodNotAllowed if there is none."""
-        path = unquote(request.path.decode("latin-1"))
+        path = unquote(request.path)
         if (route := self._fixed.get(path.rstrip("/") if path != "/" else path)) is not None:
             method, respond = route
             _allow(request, method)
@@ -87,9 +87,9 @@ class Routes:
 
     def inferring(self, request: Request) -> ModelLink | None:
         """Return the model that a request wants inference from, however its path is spelt; NotFound as ``answer``."""
-        if request.method != b"POST" or not request.path.rstrip(b"/").endswith(b"/infer"):
+        if request.method != "POST" or not request.path.rstrip("/").endswith("/infer"):
             return None
-        target = self._target(unquote(request.path.decode("latin-1")))
+        target = self._target(unquote(request.path))
         return target.link if target.verb == "infer" else None
 
     # -- fixed paths --------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def _described(link: ModelLink) -> Model:
 
 
 def _allow(request: Request, method: str) -> None:
-    given = request.method.decode()
+    given = request.method
     if given != method and not (method == "GET" and given == "HEAD"):
         allow = "GET, HEAD" if method == "GET" else method
         raise MethodNotAllowed(f"{given} is not allowed here, only {allow}", allow)

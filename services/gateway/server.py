@@ -1,105 +1,138 @@
-"""An HTTP/1.1 server of the size that a gateway needs.
+"""HTTP by aiohttp's low-level server: the gateway's paths are few, so no router stands before them.
 
-Why none of the frameworks: the gateway is most of what a query costs, and HTTP most of the gateway. One POST of 784
-bytes and its reply took, in microseconds of CPU, 81-105 in an aiohttp application, 63-76 in aiohttp's low-level server,
-and 9-12 over httptools as here, where a request makes neither a task nor a future (docs/http.md has the method).
+One POST of 784 bytes and its reply took 81-105 us of CPU in an aiohttp application and 63-76 in this server.
 
-It knows HTTP and no model: it hands each ``Request`` to the handler, which calls ``respond`` once, now or from any
-later callback. What the handler raises becomes the answer, so that no request stays without one.
+It knows no model: it hands each ``Request``, body and all, to the handler, which calls ``respond`` once, now or from
+any later callback. What the handler raises becomes the answer, so that no request stays without one. A client that
+leaves before its answer cancels the wait, and the handler hears of it by ``on_left``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
+from aiohttp import web
 
 from common import log
-from common.errors import SuperServeError
-from services.gateway.connection import Connection
-from services.gateway.http import Request, Response, error_response
+from common.errors import BadRequest, PayloadTooLarge, SuperServeError
+from services.gateway.http import Request, RequestTimeout, Response, error_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-SWEEP_S = 1.0
+BODY_TIMEOUT_S = 60.0  # for a body to arrive
+LINGER_S = 1.0  # how long the rest of a refused body is read and thrown away, lest a reset loses the answer
+CLOSE_TIMEOUT_S = 2.0
+
 _log = log.get(__name__)
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, but for its errors, which are JSON here as everywhere."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse."""
+        del request
+        words = " ".join((message or str(exc) or "no reason known").split())
+        response = web.json_response({"error": f"malformed HTTP: {words}"}, status=status)
+        response.force_close()
+        return response
 
 
 class Server:
     """Listens, and hands requests to ``handle``; bodies are limited to ``max_body_bytes``."""
 
     def __init__(self, handle: Callable[[Request], None], max_body_bytes: int) -> None:
-        self.max_body_bytes = max_body_bytes
-        self.connections: set[Connection] = set()
-        self.draining = False
-        self.now = 0.0  # the loop's time as of the last sweep: exact enough for time limits, and free
-        self.date_line = b""
         self._handle = handle
+        self._limit = max_body_bytes
+        self._draining = False
+        self._http: web.Server | None = None
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
         """Accept connections and return the port; OSError if the address cannot be had."""
-        self.sweep()
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Connection(self), host, port, reuse_port=reuse_port or None)
+        server = self._http = web.Server(self._serve, request_factory=self._make_request, handler_cancellation=True)
+
+        def connect() -> _Connection:
+            # Bodies are inflated elsewhere, within the limit.
+            return _Connection(server, loop=loop, access_log=None, auto_decompress=False, lingering_time=LINGER_S)  # type: ignore[arg-type]  # None turns the log off
+
+        self._listener = await loop.create_server(connect, host, port, reuse_port=reuse_port or None)
         bound: int = self._listener.sockets[0].getsockname()[1]
         return bound
 
-    def dispatch(self, request: Request) -> None:
-        """Hand over a request; whatever the handler raises is the answer."""
-        try:
-            self._handle(request)
-        except Exception as error:  # here errors become answers
-            fail(request, error)
-
     def spawn(self, request: Request, work: Coroutine[None, None, None]) -> None:
         """Go on with a request in a task, which ends if the client leaves."""
-        task = asyncio.get_running_loop().create_task(self._run(request, work))
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         request.on_left = task.cancel
 
-    async def _run(self, request: Request, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except Exception as error:
-            fail(request, error)
-
-    async def sweep_for_ever(self) -> None:
-        """Keep date and time, and close connections that are past their limits."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            self.sweep()
-
-    def sweep(self) -> None:
-        """See ``sweep_for_ever``."""
-        self.now = asyncio.get_running_loop().time()
-        self.date_line = f"date: {formatdate(usegmt=True)}\r\n".encode()
-        for connection in list(self.connections):
-            connection.check_age(self.now)
-
     def drain(self) -> None:
-        """Accept no connection any more, close the idle ones, and the others after their answer."""
-        self.draining = True
+        """Accept no connection any more, and close those there are after their next answer."""
+        self._draining = True
         if self._listener is not None:
             self._listener.close()
-        for connection in list(self.connections):
-            connection.close_if_idle()
 
     async def close(self) -> None:
-        """End what is left."""
+        """Let the answers under way out, and close all connections."""
+        if self._http is not None:
+            self._http.pre_shutdown()
+            await self._http.shutdown(CLOSE_TIMEOUT_S)
+        if self._listener is not None:
+            await self._listener.wait_closed()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for connection in list(self.connections):
-            connection.abort()
-        if self._listener is not None:
-            self._listener.close()
-            await self._listener.wait_closed()
+
+    def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._limit)
+
+    async def _serve(self, arrived: web.BaseRequest) -> web.StreamResponse:
+        request = Request(arrived.method, arrived.raw_path, arrived.headers, b"")
+        try:
+            if arrived.can_read_body:
+                request.body = await self._body(arrived)
+            self._handle(request)
+        except Exception as error:  # here errors become answers
+            fail(request, error)
+        try:
+            status, body, headers = await request.response
+        except asyncio.CancelledError:
+            request.left()
+            raise
+        response = web.Response(status=status, body=body, headers=headers)
+        if self._draining:
+            response.force_close()
+        return response
+
+    async def _body(self, arrived: web.BaseRequest) -> bytes:
+        length = arrived.content_length
+        if length is not None and length > self._limit:
+            raise PayloadTooLarge(f"body of {length} bytes exceeds the limit of {self._limit} bytes (--max-body-bytes)")
+        if "Expect" in arrived.headers:
+            await arrived.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            arrived.writer.output_size = 0  # the answer proper has not begun
+        try:
+            if arrived.content.is_eof():
+                return await arrived.read()
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await arrived.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise PayloadTooLarge(f"body exceeds the limit of {self._limit} bytes (--max-body-bytes)") from None
+        except web.RequestPayloadError as error:
+            raise BadRequest(f"malformed body: {error}") from None
+        except TimeoutError:
+            raise RequestTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
 
 
 def fail(request: Request, error: Exception) -> None:
@@ -107,5 +140,5 @@ def fail(request: Request, error: Exception) -> None:
     if isinstance(error, SuperServeError):
         request.respond(error_response(error))
         return
-    _log.error("request_failed", method=request.method.decode(), path=request.path.decode(), exc_info=error)
+    _log.error("request_failed", method=request.method, path=request.path, exc_info=error)
     request.respond(Response(500, orjson.dumps({"error": f"the gateway failed: {type(error).__name__}: {error}"})))

@@ -67,6 +67,7 @@ RECONCILE_TRIES = 20
 # A timer of the event loop is late by up to a millisecond, so batches leave at least this much ahead of a worker's end.
 AHEAD_FLOOR_US = 2_000
 REMEMBERED_DONE = 1_024
+IDLE_WINDOW = 512  # batches
 
 
 class LeaseLost(SuperServeError):
@@ -98,6 +99,7 @@ class SchedulerService:
         self._model: dict[str, Any] | None = None
         self._problems: dict[str, str] = {}
         self._leading = False
+        self._idle_us: dict[str, collections.deque[int]] = {}  # what each worker last waited between batches
         # Done reports of batches that the core did not know: adopting such a batch later would be for ever.
         self._unknown_done: collections.deque[tuple[str, int]] = collections.deque(maxlen=REMEMBERED_DONE)
 
@@ -262,6 +264,7 @@ class SchedulerService:
             self._unknown_done.append((message.worker, message.batch))
             return
         self._seen_s[message.worker] = time.monotonic()
+        self._idle_us.setdefault(message.worker, collections.deque(maxlen=IDLE_WINDOW)).append(message.idle_us)
         self._apply(BatchDone(message.worker, message.batch, message.started_us, message.finished_us))
         self._dismiss_drained(message.worker)
 
@@ -334,8 +337,7 @@ class SchedulerService:
         for _, held in found:
             for one in held:
                 self._ledger.hold(one)
-        self._seen_s.pop(worker, None)
-        self._problems.pop(worker, None)
+        self._forget(worker)
         queries = [query for batch, _ in found for query in batch.queries]
         _log.warning("worker_lost", worker=worker, batches=len(found), queries_put_back=len(queries))
         if worker in self._core.workers:
@@ -348,12 +350,16 @@ class SchedulerService:
         self._ledger.settle(Source(stream, None))
         self._outbox.wake()
 
+    def _forget(self, worker: str) -> None:
+        for known in (self._seen_s, self._problems, self._idle_us):
+            known.pop(worker, None)
+
     def _dismiss_drained(self, name: str) -> None:
         worker = self._core.workers.get(name)
         if worker is not None and (worker.batches or not worker.draining):
             return
         self._outbox.note(name, wire.Dismissed(self._name))
-        self._seen_s.pop(name, None)
+        self._forget(name)
         if worker is not None:
             _log.info("worker_left", worker=name)
             self._apply(WorkerLost(name))
@@ -418,6 +424,8 @@ class SchedulerService:
                 "executor": worker.profile.executor,
                 "device": worker.profile.device,
                 "draining": worker.draining,
+                "peak_qps": _peak_qps(worker.profile),
+                "idle_us": _quantiles(tuple(self._idle_us.get(worker.name, ()))),
             }
             for worker in self._core.workers.values()
         ]
@@ -435,3 +443,13 @@ class SchedulerService:
     async def _synchronise(self) -> None:
         await asyncio.sleep(REFRESH_S)
         await self._clock.synchronise(self._streams)
+
+
+def _peak_qps(profile: Profile) -> float:
+    """Return the rows per second that the smallest subnet serves in full batches, by the profile's medians."""
+    return profile.max_batch / profile.latency_us(profile.smallest, profile.max_batch) * 1e6
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, int]:
+    ordered = sorted(values) or [0]
+    return {"p50": ordered[len(ordered) // 2], "p99": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]}

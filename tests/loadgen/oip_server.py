@@ -17,7 +17,7 @@ PARAMETERS = {
     "queue_ms": 1.5,
     "inference_ms": 2.5,
     "deadline_met": True,
-    "executor": "emulated",
+    "executor": "torch",
     "policy": "slackfit",
     "worker": "w-1",
 }

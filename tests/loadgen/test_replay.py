@@ -20,7 +20,7 @@ async def test_every_query_is_answered_and_counted_once(server: OipServer, optio
     assert (report.queries, report.answered, report.errors, report.unsent) == (100, 100, 0, 0)
     assert len(server.came_s) == 100
     assert report.serving_accuracy == pytest.approx(80)
-    assert (report.policy, report.executor, report.batch_size_mean) == ("slackfit", "emulated", 2)
+    assert (report.policy, report.executor, report.batch_size_mean) == ("slackfit", "torch", 2)
     assert (report.subnets, report.workers) == ({"small": 1.0}, {"w-1": 1.0})
     assert (report.queue_ms_mean, report.inference_ms_mean, report.deadline_met_share) == (1.5, 2.5, 1)
 
@@ -51,7 +51,7 @@ async def fails_504(number: int, labels: list[int]) -> web.StreamResponse:
 
 
 async def fails_500(number: int, labels: list[int]) -> web.StreamResponse:
-    return web.Response(text="<h1>oops</h1>", status=500)
+    return web.Response(text="<b>oops</b>", status=500)
 
 
 async def has_no_json(number: int, labels: list[int]) -> web.StreamResponse:
@@ -75,7 +75,7 @@ async def is_cut_short(number: int, labels: list[int]) -> web.StreamResponse:
 
 FAILURES = [
     (fails_504, "504: deadline passed"),
-    (fails_500, "500: <h1>oops</h1>"),
+    (fails_500, "500: <b>oops</b>"),
     (has_no_json, "reply: cannot be read, JSONDecodeError"),
     (has_a_wrong_type, "reply: cannot be read, TypeError"),
     (has_too_few_labels, "reply: cannot be read, ValueError: 0 labels for 1 rows"),
@@ -102,15 +102,17 @@ async def test_every_third_query_fails_and_the_sum_holds(
 
 
 async def test_numbers_in_error_texts_do_not_flood_the_report(server: OipServer, options: MakeOptions) -> None:
-    """Of a thousand different texts fifty are kept apart, the rest is one entry of the same status."""
+    """Texts that differ in a number are one kind; of other kinds fifty are kept apart, the rest of a status is one."""
 
     async def behave(number: int, labels: list[int]) -> web.StreamResponse:
-        return web.json_response({"error": f"query {number} is late"}, status=504)
+        text = f"late by {number / 7} ms" if number < 40 else f"late at {'x' * number}"
+        return web.json_response({"error": text}, status=504)
 
     server.behave = behave
     report = await replay(options())
     assert len(report.errors_by_status) == 51
-    assert report.errors_by_status["504: (other reasons)"] == 50
+    assert report.errors_by_status["504: late by N ms"] == 40
+    assert report.errors_by_status["504: (other reasons)"] == 11
 
 
 async def test_a_reset_is_an_error_and_is_not_sent_again(server: OipServer, options: MakeOptions) -> None:
@@ -234,6 +236,17 @@ async def test_label_accuracy_compares_answers_with_true_labels(server: OipServe
     batched = await replay(options(rows=4))
     assert batched.label_accuracy == pytest.approx(90)
     assert batched.goodput_rows_per_s == pytest.approx(4 * batched.goodput_qps)
+
+
+async def test_an_emulated_worker_has_no_label_accuracy(server: OipServer, options: MakeOptions) -> None:
+    """Its labels come from no model: comparing them would slander it, or flatter it."""
+
+    async def behave(number: int, labels: list[int]) -> web.StreamResponse:
+        return answer(labels, executor="emulated")
+
+    server.behave = behave
+    report = await replay(options())
+    assert (report.label_accuracy, report.serving_accuracy) == (None, 80)
 
 
 async def test_without_data_random_tensors_are_sent(options: MakeOptions) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from common import embedded, keys, wire
 from common.runtime import Service, Tasks
+from common.sched import Dispatch
 from common.sched.eventlog import replay
 from common.settings import SchedulerSettings, WorkerSettings
 from services.scheduler.scheduler import SchedulerService
@@ -303,8 +304,8 @@ async def test_event_log_replays_to_the_same_commands(
         query.id: command.batch.subnet
         for _, _, commands in replay(path.read_text().splitlines())
         for command in commands
-        if type(command).__name__ == "Dispatch"
-        for query in command.batch.queries  # type: ignore[union-attr]
+        if isinstance(command, Dispatch)
+        for query in command.batch.queries
     }
     assert dispatched == live
 

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from common.sched.core import Scheduler
+from common.sched.estimators import ArrivalRate, Residuals
 from common.sched.eventlog import EventLog, replay
 from common.sched.options import SchedulerOptions
-from common.sched.policies import parse_policy
+from common.sched.policies import View, parse_policy
 from common.sched.profile import Profile, Subnet
+from common.sched.queue import EdfQueue
 from common.sched.types import Arrived, Batch, BatchDone, Command, Dispatch, Event, Query, Reject, WakeAt, WorkerHello
+from common.sched.worker import Worker
 
 # Latencies that can be added up by hand: 10, 12, 16 ms and 20, 30, 50 ms for 1, 2, 4 rows.
 SMALL = Subnet("small", 70.0, (10_000, 12_000, 16_000), (11_000, 13_000, 18_000))
@@ -30,8 +33,8 @@ def slower(profile: Profile, factor: int) -> Profile:
     return make_profile(*subnets, batch_sizes=profile.batch_sizes)
 
 
-def query(id: int, deadline_us: int = 1_000_000, arrival_us: int = 0, **rest: float) -> Query:
-    return Query(id, arrival_us, deadline_us, **rest)  # type: ignore[arg-type]
+def query(number: int, deadline_us: int = 1_000_000, arrival_us: int = 0, **rest: float) -> Query:
+    return Query(number, arrival_us, deadline_us, **rest)  # type: ignore[arg-type]
 
 
 class Harness:
@@ -99,3 +102,11 @@ def wake_us(commands: Sequence[Command]) -> int | None:
 
 def ids(batch: Batch) -> list[int]:
     return [item.id for item in batch.queries]
+
+
+def make_view(profile: Profile, queries: Sequence[Query], slack_us: int, cheapest: int = 0) -> View:
+    """Show a policy one idle worker, these queries, and a head with that much slack."""
+    queue = EdfQueue()
+    queue.push(queries)
+    worker = Worker("w", profile, cheapest)
+    return View(0, 0, slack_us, queue, worker, (worker,), ArrivalRate(), Residuals())

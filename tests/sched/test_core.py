@@ -329,7 +329,7 @@ def test_a_query_is_adopted_once(start: Start) -> None:
 def test_a_hello_that_cannot_be_used_changes_nothing(start: Start) -> None:
     """A profile without the policy's subnet, or a running batch of an unknown subnet, raises and adds no worker."""
     scheduler = Scheduler(start("fixed:big").scheduler.policy)
-    with pytest.raises(PolicyError, match="no subnet 'big'.* it has small"):
+    with pytest.raises(PolicyError, match=r"no subnet 'big'.* it has small"):
         scheduler.handle(WorkerHello("w", make_profile(SMALL)), 0)
     with pytest.raises(ProfileError, match="no 'huge'"):
         scheduler.handle(WorkerHello("w", PROFILE, (Batch(1, "w", "huge", ()),)), 0)

@@ -1,7 +1,7 @@
 """The EDF queue against a plain sorted list."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.sched.queue import EdfQueue
@@ -13,6 +13,7 @@ def key(item: Query) -> tuple[int, int, int]:
     return item.deadline_us, item.priority, item.id
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 50), st.integers(-1, 1), st.integers(1, 4)), max_size=8), max_size=8),
     st.lists(st.integers(0, 20), max_size=8),

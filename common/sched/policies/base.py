@@ -14,7 +14,7 @@ from common.sched.queue import EdfQueue
 from common.sched.types import Choice, Query
 from common.sched.worker import Worker
 
-Late: TypeAlias = Literal["drain", "shrink"]
+Late: TypeAlias = Literal["shed", "drain", "shrink"]
 
 
 class PolicyError(ValueError):
@@ -81,12 +81,15 @@ def most_accurate(profile: Profile, rows: int, budget_us: float, quantile: Quant
     return best[place - 1] if place else -1
 
 
-def late_choice(view: View, late: Late) -> Choice:
-    """Return the choice for a head that the policy sees no safe way to serve, by its cheapest eligible subnet.
+def late_choice(view: View, late: Late) -> Choice | None:
+    """Return the choice for a head that the policy sees no safe way to serve.
 
+    `shed` lets it go, so that those behind it keep what slack they have. The others use the cheapest eligible subnet:
     `drain` runs the largest batch: the head may miss, those behind it are served soonest. `shrink` runs the largest
     batch that still makes it at the median: the head may be saved, at a price to all behind it.
     """
+    if late == "shed":
+        return None
     profile, head = view.profile, view.head
     subnet = view.worker.cheapest_for(head.min_accuracy, head.rows)
     if late == "drain":

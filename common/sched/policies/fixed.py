@@ -20,7 +20,8 @@ class Fixed:
     subnet: str = field(metadata={"doc": "id of the subnet, or `smallest` or `largest`", "positional": True})
     quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile must fit the slack"})
     late: Late = field(
-        default="drain", metadata={"doc": "no batch fits: the largest batch, or what the median still allows"}
+        default="shed",
+        metadata={"doc": "no batch fits: let the head go, run the largest batch, or what the median allows"},
     )
 
     def cheapest(self, profile: Profile) -> str:

@@ -12,7 +12,7 @@ The paper leaves open what follows; each is an option, whose default `docs/sched
 - which of several pairs with the same batch it keeps;
 - what an empty bucket does: it takes over the bucket below, or the best pair of all below it (MaxBatch's rule);
 - what happens with fewer rows queued than the batch: the bucket's latency is spent on a more accurate subnet, or not;
-- what happens when theta is below every bucket;
+- what happens when theta is below every bucket, and a full batch, or all that is queued, does not fit either;
 - which latency is meant: the profile's median or p95, or one learned as the system runs (`margin`).
 
 "Below" includes equality: a batch that ends on its deadline has met it.
@@ -37,12 +37,12 @@ Pair: TypeAlias = tuple[int, int, int]
 class SlackFit:
     """The latency bucket closest below the head's slack: little slack for large batches, much slack for accuracy."""
 
-    buckets: int = field(default=32, metadata={"doc": "number of latency buckets"})
+    buckets: int = field(default=6, metadata={"doc": "number of latency buckets"})
     batches: Literal["every", "profiled"] = field(
         default="every", metadata={"doc": "batch sizes that fill the buckets"}
     )
     edge: Literal["pair", "upper"] = field(
-        default="pair", metadata={"doc": "a bucket's latency: its pair's, or its upper edge"}
+        default="upper", metadata={"doc": "a bucket's latency: its pair's, or its upper edge"}
     )
     ties: Literal["accurate", "fast"] = field(
         default="accurate", metadata={"doc": "among pairs of one bucket and batch"}
@@ -55,7 +55,8 @@ class SlackFit:
         metadata={"doc": "fewer rows than the batch: spend its latency on accuracy, or keep the subnet"},
     )
     late: Late = field(
-        default="drain", metadata={"doc": "slack below all buckets: the largest batch, or what the median allows"}
+        default="shed",
+        metadata={"doc": "no bucket fits: let the head go, run the largest batch, or what the median allows"},
     )
     quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile fills the buckets"})
     margin: float = field(
@@ -83,14 +84,14 @@ class SlackFit:
         floor = view.worker.eligible(head.min_accuracy)
         edges, pairs = _buckets(profile, self, quantile, floor)
         bucket = bisect_right(edges, budget_us) - 1
-        if bucket < 0:
-            return late_choice(view, self.late)
-        rows, index, latency_us = pairs[bucket]
+        below_all: Pair = (profile.max_batch, -1, int(budget_us))
+        rows, index, latency_us = pairs[bucket] if bucket >= 0 else below_all
+        packed = min(rows, view.queue.rows)
         if head.rows > rows:
             rows, latency_us = head.rows, int(budget_us)
             index = most_accurate(profile, rows, latency_us, quantile)
-        elif view.queue.rows < rows and self.partial == "accuracy":
-            index = most_accurate(profile, view.queue.rows, latency_us, quantile)
+        elif index < 0 or (packed < rows and self.partial == "accuracy"):
+            index = most_accurate(profile, packed, latency_us, quantile)
         if index < floor:
             return late_choice(view, self.late)
         return Choice(profile.subnets[index].id, rows)

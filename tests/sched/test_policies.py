@@ -1,0 +1,229 @@
+"""What every policy owes the core, what each one chooses, and how they are named."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.sched.policies import PolicyError, available, parse_policy, spec_of
+from common.sched.profile import Profile, Subnet
+from common.sched.types import Choice
+from tests.sched.harness import BIG, PROFILE, SMALL, make_profile, make_view, query
+
+# A spec for each registered policy, and further ones that take other paths.
+SPECS = {"slackfit": "slackfit", "fixed": "fixed:smallest", "maxbatch": "maxbatch"}
+MORE = ["fixed:largest,late=drain", "slackfit:buckets=1", "slackfit:buckets=500,empty=best", "slackfit:late=shrink"]
+ALL = [*SPECS.values(), *MORE]
+
+latencies = st.lists(st.integers(1, 50_000), min_size=3, max_size=3).map(lambda us: tuple(sorted(us)))
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> Profile:
+    subnets = []
+    for i in range(draw(st.integers(1, 4))):
+        median, p95 = draw(latencies), draw(latencies)
+        subnets.append(Subnet(f"s{i}", 70.0 + i, median, p95))
+    return make_profile(*subnets)
+
+
+def test_every_registered_policy_is_under_contract() -> None:
+    """The contract below runs against each policy of the registry."""
+    assert set(SPECS) == set(available())
+
+
+@pytest.mark.parametrize("spec", ALL)
+@settings(max_examples=60, deadline=None)
+@given(
+    profile=profiles(),
+    slack_us=st.integers(-10_000, 200_000),
+    rows=st.lists(st.integers(1, 6), min_size=1, max_size=10),
+    demand=st.integers(0, 3),
+)
+def test_choice_is_legal(spec: str, profile: Profile, slack_us: int, rows: list[int], demand: int) -> None:
+    """A choice satisfies the head, holds it and is no larger than a batch; only a head without a safe way is let go."""
+    min_accuracy = profile.subnets[min(demand, len(profile.subnets) - 1)].accuracy
+    queries = [query(i, i, rows=n, min_accuracy=min_accuracy) for i, n in enumerate(rows)]
+    policy = parse_policy(spec)
+    view = make_view(profile, queries, slack_us, profile.index(policy.cheapest(profile)))
+    choice = policy.choose(view)
+    assert policy.choose(view) == choice
+    assert len(view.queue) == len(rows)
+    if choice is None:
+        cheapest = profile.subnets[view.worker.eligible(min_accuracy)].id
+        assert profile.latency_us(cheapest, max(rows[0], min(sum(rows), profile.max_batch)), "p95") > slack_us
+        return
+    assert profile.accuracy(choice.subnet) >= min_accuracy
+    assert rows[0] <= choice.rows <= max(rows[0], profile.max_batch)
+
+
+@pytest.mark.parametrize("spec", ALL)
+@settings(max_examples=60, deadline=None)
+@given(profile=profiles(), slack_us=st.integers(1, 200_000), rows=st.integers(1, 6))
+def test_lone_query_is_served_in_time_if_the_cheapest_can(
+    spec: str, profile: Profile, slack_us: int, rows: int
+) -> None:
+    """With one query queued, the choice fits its slack at p95 whenever the policy's cheapest subnet does."""
+    policy = parse_policy(spec)
+    cheapest = policy.cheapest(profile)
+    choice = policy.choose(make_view(profile, [query(1, rows=rows)], slack_us, profile.index(cheapest)))
+    if profile.latency_us(cheapest, rows, "p95") <= slack_us:
+        assert choice is not None
+        assert profile.latency_us(choice.subnet, rows, "p95") <= slack_us
+
+
+@pytest.mark.parametrize(
+    ("slack_us", "queued", "choice"),
+    [
+        (55_000, 9, Choice("big", 4)),
+        (54_999, 9, Choice("small", 4)),
+        (17_999, 9, Choice("small", 3)),
+        (11_000, 9, Choice("small", 1)),
+        (33_000, 2, Choice("big", 2)),
+        (32_999, 2, Choice("small", 2)),
+    ],
+)
+def test_maxbatch_prefers_batch_to_accuracy(slack_us: int, queued: int, choice: Choice) -> None:
+    """MaxBatch takes the largest batch that fits at all, at most what is queued, then the best subnet for it."""
+    view = make_view(PROFILE, [query(i) for i in range(queued)], slack_us)
+    assert parse_policy("maxbatch").choose(view) == choice
+
+
+@pytest.mark.parametrize(
+    ("spec", "slack_us", "choice"),
+    [
+        ("fixed:big", 54_999, Choice("big", 3)),
+        ("fixed:largest", 55_000, Choice("big", 4)),
+        ("fixed:smallest", 13_000, Choice("small", 2)),
+        ("fixed:smallest,quantile=median", 13_000, Choice("small", 2)),
+        ("fixed:smallest,quantile=median", 12_000, Choice("small", 2)),
+        ("fixed:smallest", 12_000, Choice("small", 1)),
+        ("fixed:smallest", 10_500, None),
+        ("fixed:smallest,late=drain", 10_500, Choice("small", 4)),
+        ("fixed:smallest,late=shrink", 10_500, Choice("small", 1)),
+    ],
+)
+def test_fixed_adapts_its_batch(spec: str, slack_us: int, choice: Choice | None) -> None:
+    """The fixed subnet runs the largest batch that fits; if none does, the head goes, or is served as told."""
+    policy = parse_policy(spec)
+    view = make_view(PROFILE, [query(i) for i in range(9)], slack_us, PROFILE.index(policy.cheapest(PROFILE)))
+    assert policy.choose(view) == choice
+
+
+def test_fixed_rises_to_the_accuracy_demanded() -> None:
+    """A query that demands more than the fixed subnet has is served by the cheapest that reaches it."""
+    view = make_view(PROFILE, [query(1, min_accuracy=75.0)], 100_000)
+    assert parse_policy("fixed:small").choose(view) == Choice("big", 4)
+
+
+# Medians by hand: small 10, 12, 14, 16 and big 20, 30, 40, 50 ms for 1 to 4 rows. Four buckets of 10 ms, from 10 to 50,
+# keep small@4 (16 ms), big@1 (20), big@2 (30) and big@4 (50, with big@3 at 40 as the smaller batch).
+BY_HAND = "slackfit:buckets=4,edge=pair,quantile=median"
+
+
+@pytest.mark.parametrize(
+    ("options", "slack_us", "queued", "choice"),
+    [
+        ("", 60_000, 9, Choice("big", 4)),
+        ("", 50_000, 9, Choice("big", 4)),
+        ("", 49_999, 9, Choice("big", 2)),
+        ("", 30_000, 9, Choice("big", 2)),
+        ("", 29_999, 9, Choice("big", 1)),
+        ("", 19_999, 9, Choice("small", 4)),
+        ("", 15_999, 9, None),  # below all buckets: let go
+        (",late=drain", 15_999, 9, Choice("small", 4)),
+        (",late=shrink", 15_999, 9, Choice("small", 3)),
+        ("", 15_999, 2, Choice("small", 4)),  # below all buckets, but all that is queued fits
+        ("", 19_999, 2, Choice("small", 4)),
+        ("", 50_000, 1, Choice("big", 4)),
+        (",batches=profiled", 49_999, 9, Choice("big", 2)),
+    ],
+)
+def test_slackfit_by_hand(options: str, slack_us: int, queued: int, choice: Choice | None) -> None:
+    """SlackFit takes the bucket closest below the slack, as worked out by hand for four buckets."""
+    view = make_view(PROFILE, [query(i) for i in range(queued)], slack_us)
+    assert parse_policy(BY_HAND + options).choose(view) == choice
+
+
+@pytest.mark.parametrize(
+    ("slack_us", "choice"),
+    [(29_999, Choice("small", 4)), (30_000, Choice("big", 1)), (39_999, Choice("big", 1)), (40_000, Choice("big", 2))],
+)
+def test_slackfit_upper_edges_by_hand(slack_us: int, choice: Choice) -> None:
+    """With upper edges a bucket is used only from its end on: big@2 takes 30 ms and waits for a slack of 40."""
+    view = make_view(PROFILE, [query(i) for i in range(9)], slack_us)
+    assert parse_policy("slackfit:buckets=4,edge=upper,quantile=median").choose(view) == choice
+
+
+def test_slackfit_spends_a_short_queue_on_accuracy() -> None:
+    """With fewer rows than the bucket's batch, a more accurate subnet takes its latency, unless told to keep."""
+    mid = Subnet("mid", 75.0, (11_000, 15_500, 24_000), (11_000, 15_500, 24_000))
+    view = make_view(make_profile(SMALL, mid, BIG), [query(1), query(2)], 16_000)
+    assert parse_policy("slackfit:buckets=3,edge=pair,quantile=median").choose(view) == Choice("mid", 4)
+    assert parse_policy("slackfit:buckets=3,edge=pair,quantile=median,partial=keep").choose(view) == Choice("small", 4)
+
+
+def test_slackfit_breaks_ties_as_told() -> None:
+    """Of two subnets with the same batch in one bucket, the more accurate or the faster is kept."""
+    near = Subnet("near", 71.0, (10_100, 12_100, 16_100), (10_100, 12_100, 16_100))
+    view = make_view(make_profile(SMALL, near), [query(i) for i in range(4)], 20_000)
+    assert parse_policy("slackfit:buckets=1,edge=pair,quantile=median").choose(view) == Choice("near", 4)
+    assert parse_policy("slackfit:buckets=1,edge=pair,quantile=median,ties=fast").choose(view) == Choice("small", 4)
+
+
+def test_slackfit_fills_empty_buckets_as_told() -> None:
+    """An empty bucket takes over the pair below it, or the largest batch of all pairs below it."""
+    gap = Subnet("gap", 80.0, (40_000, 90_000, 95_000), (40_000, 90_000, 95_000))
+    view = make_view(make_profile(SMALL, gap, batch_sizes=(1, 2, 4)), [query(i) for i in range(9)], 60_000)
+    spec = "slackfit:buckets=9,quantile=median,batches=profiled,edge=upper"
+    assert parse_policy(spec).choose(view) == Choice("gap", 1)
+    assert parse_policy(spec + ",empty=best").choose(view) == Choice("small", 4)
+
+
+def test_slackfit_margin_learns_from_residuals() -> None:
+    """With a margin the slack is divided by that quantile of what batches took, and by the worker's correction."""
+    policy = parse_policy(BY_HAND + ",margin=0.9")
+    view = make_view(PROFILE, [query(i) for i in range(9)], 60_000)
+    assert policy.choose(view) == Choice("big", 2)  # nothing seen: 1.5 is assumed, which leaves 40 ms
+    for _ in range(600):
+        view.residuals.add(1.0)
+    assert policy.choose(view) == Choice("big", 4)
+    view.worker.correction = 2.0
+    assert policy.choose(view) == Choice("big", 2)
+
+
+@pytest.mark.parametrize("spec", [*ALL, "fixed:big,late=shrink,quantile=median", "slackfit:margin=0.999,buckets=64"])
+def test_spec_is_read_back(spec: str) -> None:
+    """The full spec of a policy, every option spelled out, parses to an equal policy."""
+    policy = parse_policy(spec)
+    assert parse_policy(spec_of(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("slickfit", "unknown 'slickfit', expected one of slackfit, fixed, maxbatch"),
+        ("", "unknown '', expected one of"),
+        ("slackfit:bucket=3", "slackfit: unknown option 'bucket', expected one of buckets, batches"),
+        ("slackfit:buckets=many", "slackfit: buckets: expected int, got 'many'"),
+        ("slackfit:buckets", "slackfit: buckets: expected int, got ''"),
+        ("slackfit:buckets=0", "slackfit: buckets: expected 1 to 100000, got 0"),
+        ("slackfit:margin=1", "slackfit: margin: .* got 1.0"),
+        ("slackfit:quantile=p99", "slackfit: quantile: expected median or p95, got 'p99'"),
+        ("maxbatch:64", "maxbatch: unknown option '64', expected one of quantile, late"),
+        ("fixed", "fixed: needs subnet, as in fixed:<subnet>"),
+        ("fixed:", "fixed: needs subnet"),
+        ("fixed:late=drain", "fixed: needs subnet"),
+    ],
+)
+def test_wrong_specs_name_what_is_legal(spec: str, message: str) -> None:
+    """A spec that cannot be read is refused with the part that is wrong and what would be right."""
+    with pytest.raises(PolicyError, match=message):
+        parse_policy(spec)
+
+
+def test_available_describes_every_option() -> None:
+    """The list of policies names each option with its values and default."""
+    text = available()
+    assert "late: shed or drain or shrink (default shed): " in text["maxbatch"]
+    assert "subnet: str (required): " in text["fixed"]
+    assert "margin: float (default 0.0): " in text["slackfit"]
