@@ -167,8 +167,8 @@ class Status:
     ``model`` is the engine's description: ``name``, ``inputs`` and ``outputs`` (``name``, ``datatype`` and ``shape`` of
     one row, in wire order), ``labels``, ``max_batch`` (rows), ``subnets`` (``id``, ``accuracy`` in percent, ascending).
     None until a worker has said hello. ``workers``: ``name``, ``executor``, ``device``, ``draining`` and ``peak_qps``
-    (rows per second of the smallest subnet, by its profile) and ``idle_us`` (``p50``, ``p99`` of the latest waits between
-    batches) of each live one. ``problems``: why a worker that said hello is not used.
+    (rows per second of the smallest subnet, by its profile) and ``idle_us`` (``p50``, ``p99`` of the latest waits
+    between batches) of each live one. ``problems``: why a worker that said hello is not used.
     """
 
     scheduler: str

@@ -1,8 +1,8 @@
 """The benchmark behind ``scripts/bench-mesh``: the mesh without inference.
 
 Emulated workers answer at once, so that what is left is the mesh: HTTP, streams, decisions. A closed loop of a fixed
-number of connections keeps it saturated, as ``wrk`` would. CPU time is what the kernel counted for each process over the
-load, so it holds on a busy machine where requests/s do not; the requests/s of several runs are told with their spread.
+number of connections keeps it saturated, as ``wrk`` would. CPU time is what the kernel counted for each process over
+the load; the requests/s of several runs are told with their spread, for on a shared machine they vary widely.
 """
 
 from __future__ import annotations

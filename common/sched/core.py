@@ -41,6 +41,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from types import MappingProxyType
 from typing import assert_never
 
@@ -92,6 +93,7 @@ class Scheduler:
         self._queue = EdfQueue()
         self._workers: dict[str, Worker] = {}
         self._ready: tuple[Worker, ...] = ()
+        self._best_accuracy = inf
         self._live: set[int] = set()
         self._next_batch = self.options.first_batch
         self._wake_us = NEVER
@@ -165,7 +167,8 @@ class Scheduler:
         assert set(queued + flying) == self._live, "a query is lost, or remembered for nothing"
         assert self.accepted == len(self._live) + self.done + self.rejected, "accepted queries do not add up"
         for worker in self._workers.values():
-            assert worker.batches or worker.draining or not queued or self._wake_us < NEVER, "idle"
+            if self._queue and self._wake_us == NEVER and not worker.draining and not worker.batches:
+                assert worker.floor_us(self._queue.head) is None, "a worker idles beside a query that it could serve"
             assert all(item.batch.worker == worker.name for item in worker.batches.values()), "a batch is misplaced"
         assert set(self._ready) == {w for w in self._workers.values() if not w.draining}, "ready workers miscounted"
 
@@ -173,13 +176,12 @@ class Scheduler:
 
     def _arrived(self, queries: Sequence[Query], now_us: int, out: list[Command]) -> None:
         live, room = self._live, self.options.max_queue_rows - self._queue.rows
-        best = max((w.profile.subnets[-1].accuracy for w in self._ready), default=float("inf"))
         accepted: list[Query] = []
         rows = 0
         for query in queries:
             if query.id in live:
                 continue
-            if query.min_accuracy > best:
+            if query.min_accuracy > self._best_accuracy:
                 out.append(Reject(query, "min_accuracy"))
             elif rows + query.rows > room:
                 out.append(Reject(query, "queue_full"))
@@ -246,6 +248,8 @@ class Scheduler:
 
     def _recount(self) -> None:
         self._ready = tuple(worker for worker in self._workers.values() if not worker.draining)
+        # Without workers nothing is out of reach: one may come.
+        self._best_accuracy = max((worker.profile.subnets[-1].accuracy for worker in self._ready), default=inf)
 
     # ---- decisions ----
 

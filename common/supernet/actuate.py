@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
-from common.supernet.operators import MissingStatisticsError, Setting, SubnetNorm
+from common.supernet.operators import MissingStatisticsError, Setting, SubnetNorm, assign
 from common.supernet.spec import Control, Space
 
 
@@ -77,8 +77,7 @@ class Actuator:
         if plan is None:
             plan = tuple(self.model.settings(self.model.space.parse(subnet_id)))
             self._plans[subnet_id] = plan
-        for setting in plan:
-            setting.apply()
+        assign(plan)
         self.subnet_id = subnet_id
 
     def forget(self, subnet_id: str) -> None:
@@ -88,8 +87,7 @@ class Actuator:
 
 def apply(model: Elastic, control: Control) -> None:
     """Actuate once, without a plan: in training, where views belong to one step's graph, and in calibration."""
-    for setting in model.settings(control):
-        setting.apply()
+    assign(tuple(model.settings(control)))
 
 
 def extract(model: Elastic, control: Control) -> nn.Module:

@@ -18,7 +18,7 @@ from common.supernet.supernet import ModelSpec, Subnet
 NAME = "fashion-resnet"
 HELD_OUT = 5_000  # training images that choose subnets and never train
 SPLIT_SEED = 7
-CALIBRATION = 4_000  # training images that SubnetNorm statistics are taken from
+CALIBRATION = 2_000  # training images that SubnetNorm statistics are taken from
 SAMPLES = 1_000  # test images that ship with the model
 SUBNETS = 8
 
@@ -48,10 +48,9 @@ def choose(
 
     Accuracy is that on the held-out images. The chosen subnets stay calibrated on `CALIBRATION` training images.
     """
-    screened = evaluate(
-        model, candidates(model.space, tried, seed=0), train.part(0, 1_000), held_out.part(0, 2_500), (1, 16), 7, report
-    )
-    best = spread(pareto(screened), SUBNETS + 4)
+    controls = candidates(model.space, tried, seed=0)
+    screened = evaluate(model, controls, train.part(0, 500), held_out.part(0, 1_500), (1, 16), 7, report)
+    best = spread(pareto(screened), SUBNETS + 3)
     controls = [candidate.control for candidate in best]
     measured = evaluate(model, controls, train.part(0, CALIBRATION), held_out, BATCH_SIZES, 25, report)
     return spread(pareto(measured), SUBNETS)

@@ -68,7 +68,7 @@ def latencies(
 def profile(
     supernet: Supernet,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    runs: int = 30,
+    runs: int = 20,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Measure the latency of every subnet at every batch size on this device.

@@ -11,6 +11,7 @@ gradients reach the shared weights. For inference they are made once (`actuate.A
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +29,12 @@ class Setting(NamedTuple):
     operator: Operator
     value: Any
 
-    def apply(self) -> None:
-        """Assign, past nn.Module's bookkeeping of attributes, which costs more than all else in an actuation."""
-        object.__setattr__(self.operator, "active", self.value)
+
+def assign(settings: Iterable[Setting]) -> None:
+    """Actuate: make each assignment, past nn.Module's bookkeeping of attributes, which costs several times as much."""
+    put = object.__setattr__
+    for operator, value in settings:
+        put(operator, "active", value)
 
 
 class Operator(nn.Module):

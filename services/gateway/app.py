@@ -80,6 +80,8 @@ class Gateway:
         self._server.drain()
         await self._pending.until_empty()
         await self._server.close()
+        if self._tasks is not None:
+            await self._tasks.cancel()
         try:
             for link in self._links.values():
                 await link.close()

@@ -84,7 +84,8 @@ def split(body: bytes, header_length: str) -> tuple[bytes, bytes]:
     )
     if not 0 <= length <= len(body):
         raise BadRequest(
-            f"Inference-Header-Content-Length {header_length[:40]!r}: expected a length from 0 to {len(body)}, the body's"
+            f"Inference-Header-Content-Length {header_length[:40]!r}: "
+            f"expected a length from 0 to {len(body)}, the body's"
         )
     return body[:length], body[length:]
 

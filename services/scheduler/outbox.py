@@ -6,6 +6,7 @@ Decisions are made at once and written in the background, many in one round trip
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,13 @@ from common.streams import Outgoing, Streams, StreamsError
 from services.scheduler.ledger import Held, Ledger, Source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from common.sched import Batch
+
+
+# Acks wait so long for company: a round trip for each costs more than a decision. A crash meanwhile repeats work.
+ACK_DELAY_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +41,12 @@ class Outbox:
     ledger: Ledger
     _sending: list[Sending] = field(default_factory=list)
     _rejections: dict[str, list[wire.Rejection]] = field(default_factory=dict)
-    _acks: list[Source] = field(default_factory=list)
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _read: list[Source] = field(default_factory=list)  # entries whose effects are in _sending, or already out
+    _settled: list[Source] = field(default_factory=list)  # their effects are in Redis: to ack
+    _to_send: asyncio.Event = field(default_factory=asyncio.Event)
+    _to_ack: asyncio.Event = field(default_factory=asyncio.Event)
+    _busy: int = 0  # flushes and settlements under way
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self._empty.set()
 
     def batch(self, batch: Batch, held: list[Held], policy: str, now_us: int) -> None:
         """Send a batch to its worker."""
@@ -62,62 +69,74 @@ class Outbox:
         self.wake()
 
     def ack(self, stream: str, entry: bytes) -> None:
-        """Ack an entry with the next flush."""
-        self._acks.append(Source(stream, entry))
+        """Ack an entry once what it caused is out."""
+        self._read.append(Source(stream, entry))
         self.wake()
 
     def wake(self) -> None:
         """Have the next flush look at the ledger's due sources too."""
         self._empty.clear()
-        self._wake.set()
+        self._to_send.set()
 
     async def drained(self) -> None:
         """Wait until all is written and acked."""
-        await self._empty.wait()
+        if self._to_send.is_set() or self._to_ack.is_set() or self._busy:
+            await self._empty.wait()
 
     async def flush(self, streams: Streams) -> list[Sending]:
-        """Wait for something to write, write it, then ack; return the batches whose worker's stream is gone.
+        """Wait for something to write and write it; return the batches whose worker's stream is gone.
 
         On StreamsError everything unwritten is kept, in order, for the next call.
         """
-        await self._wake.wait()
-        self._wake.clear()
-        sending, acks = self._take()
-        try:
-            made = await streams.append_all([entry.outgoing for entry in sending]) if sending else []
-        except StreamsError:
-            self._put_back(sending, acks)
-            raise
-        orphans = [entry for entry, ok in zip(sending, made, strict=True) if not ok and entry.batch is not None]
-        for entry in orphans:
-            for held in entry.held:
-                self.ledger.hold(held)
-        acks = self.ledger.still_due(acks)
-        try:
-            await self._settle(streams, acks)
-        except StreamsError:
-            self._put_back([], acks)
-            raise
-        if not self._wake.is_set():
-            self._empty.set()
+        await self._to_send.wait()
+        self._to_send.clear()
+        sending, read = self._take()
+        with self._counted():
+            try:
+                made = await streams.append_all([entry.outgoing for entry in sending]) if sending else []
+            except StreamsError:
+                self._sending, self._read = sending + self._sending, read + self._read
+                self.wake()
+                raise
+            orphans = [entry for entry, ok in zip(sending, made, strict=True) if not ok and entry.batch is not None]
+            for entry in orphans:
+                for held in entry.held:
+                    self.ledger.hold(held)
+            self._settled += read
+            self._to_ack.set()
         return orphans
+
+    async def settle(self, streams: Streams) -> None:
+        """Wait a moment for entries to ack and ack them together; on StreamsError they are kept for the next call."""
+        await self._to_ack.wait()
+        with self._counted():
+            await asyncio.sleep(ACK_DELAY_S)
+            self._to_ack.clear()
+            settled, self._settled = self.ledger.still_due(self._settled), []
+            try:
+                await streams.ack(keys.SCHEDULER_GROUP, [(s.stream, s.entry) for s in settled if s.entry is not None])
+                for source in settled:
+                    if source.entry is None:
+                        await streams.forget_worker(self.model, source.stream.removeprefix(keys.work(self.model, "")))
+            except StreamsError:
+                self._settled += settled
+                self._to_ack.set()
+                raise
 
     def _take(self) -> tuple[list[Sending], list[Source]]:
         for gateway, rejections in self._rejections.items():
             header = wire.encode(wire.Rejections(rejections))
             self._sending.append(Sending(Outgoing(keys.replies(self.model, gateway), header)))
-        sending, acks = self._sending, self._acks + self.ledger.take_due()
-        self._sending, self._acks, self._rejections = [], [], {}
-        return sending, acks
+        sending, read = self._sending, self._read + self.ledger.take_due()
+        self._sending, self._read, self._rejections = [], [], {}
+        return sending, read
 
-    def _put_back(self, sending: list[Sending], acks: list[Source]) -> None:
-        self._sending = sending + self._sending
-        self._acks = acks + self._acks
-        self.wake()
-
-    async def _settle(self, streams: Streams, acks: list[Source]) -> None:
-        await streams.ack(keys.SCHEDULER_GROUP, [(s.stream, s.entry) for s in acks if s.entry is not None])
-        prefix = keys.work(self.model, "")
-        for source in acks:
-            if source.entry is None:
-                await streams.forget_worker(self.model, source.stream.removeprefix(prefix))
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not (self._busy or self._to_send.is_set() or self._to_ack.is_set()):
+                self._empty.set()

@@ -28,6 +28,7 @@ _log = log.get(__name__)
 
 READ_COUNT = 8
 BLOCK_MS = 1_000
+ACK_DELAY_S = 0.005
 DISMISSAL_SHARE = 0.8  # of the grace period: how long a draining worker waits for the scheduler's last word
 
 
@@ -62,6 +63,8 @@ class Worker:
         self._clock = Clock()
         self._finished: asyncio.Queue[Finished] = asyncio.Queue()
         self._in_hand: set[bytes] = set()  # entries read and not yet acked
+        self._answered: list[bytes] = []  # entries whose answers are out, to ack
+        self._to_ack = asyncio.Event()
         self._empty = asyncio.Event()  # nothing in hand
         self._empty.set()
         self._dismissed = asyncio.Event()
@@ -85,6 +88,7 @@ class Worker:
         ready = asyncio.Event()
         tasks.spawn(keep_trying(lambda: self._read(ready), StreamsError, "reading batches"), "read")
         tasks.spawn(keep_trying(self._write, StreamsError, "sending answers"), "write")
+        tasks.spawn(keep_trying(self._ack, StreamsError, "acknowledging"), "ack")
         tasks.spawn(keep_trying(self._beat, StreamsError, "heartbeat"), "heartbeat")
         tasks.spawn(keep_trying(self._synchronise, StreamsError, "clock"), "clock")
         await ready.wait()
@@ -177,20 +181,33 @@ class Worker:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
-        """Send the results of all batches finished by now, then ack them; on an error they are sent again."""
+        """Send the results of all batches finished by now; on an error they are sent again."""
         finished = [await self._finished.get()]
         while not self._finished.empty():
             finished.append(self._finished.get_nowait())
         try:
             outgoing = [entry for done in finished for entry in self._outgoing(done)]
             await self._streams.append_all(outgoing)
-            ids = [done.job.entry_id for done in finished]
-            await self._streams.ack(keys.WORKER_GROUP, [(self._names.work, entry_id) for entry_id in ids])
         except StreamsError:
             for done in finished:
                 self._finished.put_nowait(done)
             raise
-        self._in_hand.difference_update(ids)
+        self._answered += [done.job.entry_id for done in finished]
+        self._to_ack.set()
+
+    async def _ack(self) -> None:
+        """Ack batches whose answers are out, several together: a round trip for each would cost more."""
+        await self._to_ack.wait()
+        await asyncio.sleep(ACK_DELAY_S)
+        self._to_ack.clear()
+        answered, self._answered = self._answered, []
+        try:
+            await self._streams.ack(keys.WORKER_GROUP, [(self._names.work, entry_id) for entry_id in answered])
+        except StreamsError:
+            self._answered += answered
+            self._to_ack.set()
+            raise
+        self._in_hand.difference_update(answered)
         if not self._in_hand:
             self._empty.set()
 
