@@ -232,8 +232,7 @@ async def test_redis_dies_and_comes_back(tmp_path: Path, connect: Connect) -> No
 
         async def served() -> bool:
             reply: Reply = await client.infer_binary(binary_header(), image())
-
-        return reply.status == 200
+            return reply.status == 200
 
         await eventually(served)
         async with asyncio.timeout(5):
