@@ -83,11 +83,12 @@ def _translated() -> Iterator[None]:
         raise StreamsError(f"Redis refused: {error}") from error
     except (RedisError, OSError) as error:
         raise StreamsError(f"Redis: {error or type(error).__name__}") from error
-    # Before Python 3.12 asyncio.wait_for, which redis-py sends through, swallows a cancellation that comes as the inner
-    # future completes. A reader that loops over commands would then never end.
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+    finally:
+        # Before Python 3.12 asyncio.wait_for, which redis-py sends through, swallows a cancellation that comes as the
+        # inner future completes, with a result or an error. A reader that loops over commands would then never end.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 class Streams:

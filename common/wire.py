@@ -215,19 +215,22 @@ def decode(header: bytes) -> Message:
         raise WireError(f"not a message: {error}: {bytes(header[:40])!r}") from error
     if version != VERSION:
         raise WireError(f"message of wire version {version!r}; this process speaks {VERSION}")
-    kind = _TYPES.get(tag)
+    kind = _TYPES.get(tag) if isinstance(tag, int) else None  # a list or map cannot even be looked up
     if kind is None:
         raise WireError(f"unknown message tag {tag!r}")
     try:
         if kind is Pack:
-            return Pack(values[0], [QueryRecord._make(row) for row in values[1]])
+            gateway, rows = values
+            return Pack(gateway, [QueryRecord._make(row) for row in rows])
         if kind is WorkBatch:
-            records = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in values[4]]
-            return WorkBatch(values[0], values[1], values[2], values[3], records)
+            *fixed, rows = values
+            records = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in rows]
+            return WorkBatch(*fixed, records)
         if kind is Answers:
             values[8] = [Answer._make(row) for row in values[8]]
         if kind is Rejections:
-            return Rejections([Rejection._make(row) for row in values[0]])
+            (rows,) = values
+            return Rejections([Rejection._make(row) for row in rows])
         message: Message = kind(*values)
     except (TypeError, ValueError, IndexError) as error:
         raise WireError(f"malformed {kind.__name__}: {error}") from error

@@ -27,9 +27,7 @@ class Options(NamedTuple):
         return other._replace(**{key: value for key, value in self._asdict().items() if value is not None})
 
     def deadline_ms(self, default_ms: float, max_ms: float) -> float:
-        """Return the SLO that counts. A client's ``slo_ms`` above the limit is refused; Triton's timeout, a mere
-        upper bound on waiting, is cut to it.
-        """  # fmt: skip
+        """Return the SLO that counts: ``slo_ms`` above ``max_ms`` is refused, Triton's timeout is cut to it."""
         if self.slo_ms is not None:
             if self.slo_ms > max_ms:
                 raise BadRequest(f"parameter slo_ms: {self.slo_ms:g} exceeds the limit of {max_ms:g} (--max-slo-ms)")

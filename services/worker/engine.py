@@ -82,11 +82,11 @@ class TorchEngine:
         """See Engine."""
         import torch  # here: torch is the worker's extra, and an emulated worker runs without it
 
-        data = b"".join(payloads)
+        for payload, n in zip(payloads, rows, strict=True):  # each: two wrong sizes may add up to a right one
+            if len(payload) != n * self._input_bytes:
+                raise ValueError(f"{len(payload)} bytes of input for {n} rows of {self._input_bytes} bytes")
         total = sum(rows)
-        if len(data) != total * self._input_bytes:
-            raise ValueError(f"{len(data)} bytes of input for {total} rows of {self._input_bytes} bytes")
-        batch = np.frombuffer(bytearray(data), DTYPES[self._input["datatype"]])
+        batch = np.frombuffer(bytearray().join(payloads), DTYPES[self._input["datatype"]])
         self._supernet.actuate(subnet)
         outputs = self._supernet.infer(torch.from_numpy(batch.reshape(total, *self._input["shape"])))
         arrays = [outputs[tensor["name"]].cpu().numpy() for tensor in self._description["outputs"]]

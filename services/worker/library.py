@@ -34,6 +34,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         description: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(description, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(description).__name__}")
     for key in ("name", "inputs", "outputs"):
         if key not in description:
             raise ConfigError(f"{path}: no key {key!r}")
@@ -52,6 +54,9 @@ def find_profile(name: str) -> tuple[str, Profile]:
 def read_profile(path: Path) -> Profile:
     """Read a profile; ConfigError names file, key and value."""
     try:
-        return Profile.from_dict(json.loads(path.read_bytes()))
+        data = json.loads(path.read_bytes())
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected an object, got {type(data).__name__}")
+        return Profile.from_dict(data)
     except (OSError, ValueError, ProfileError) as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -60,7 +60,10 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
         raise ConfigError(f"--executor torch: {error}; pip install 'superserve-mesh[worker]'") from error
     torch.set_num_threads(1)  # one worker, one core: more threads per process are slower on a shared machine
     device = _device(settings.device)
-    supernet = artifact.load(folder, device=device)
+    try:
+        supernet = artifact.load(folder, device=device)
+    except artifact.ArtifactError as error:
+        raise ConfigError(str(error)) from error
     path = _cache_path(settings, folder, device, torch.__version__)
     with _locked(path.with_suffix(".lock")):
         if path.is_file() and not settings.reprofile:
