@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import hiredis
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -27,6 +28,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from common import keys
 from common.errors import ConfigError, Unavailable
+from common.resp import Command, Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,11 +68,11 @@ class Outgoing(NamedTuple):
     create: bool = False
 
 
-def _entries(stream: str, found: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[Entry]:
-    # A pending entry that was deleted meanwhile has no values; one without our header is not ours.
+def _entries(stream: str, found: Iterable[tuple[bytes, list[bytes] | None]]) -> Iterator[Entry]:
+    # A pending entry that was deleted meanwhile has no values; one without our fields is not ours.
     for entry_id, values in found:
-        if values and HEADER in values:
-            yield Entry(stream, entry_id, values[HEADER], values.get(PAYLOAD, b""))
+        if values and len(values) == 4 and (values[0], values[2]) == (HEADER, PAYLOAD):
+            yield Entry(stream, entry_id, values[1], values[3])
 
 
 @contextmanager
@@ -108,9 +110,14 @@ class Streams:
             )
         except ValueError as error:
             raise ConfigError(f"redis URL {url!r}: {error}") from error
+        self._url = url
+        self._writer = Connection(url)
+        self._idle_readers: list[Connection] = []  # a blocking read has a connection to itself
 
     async def close(self) -> None:
         """Close all connections."""
+        for connection in (self._writer, *self._idle_readers):
+            connection.close()
         await self._redis.aclose()
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -128,28 +135,39 @@ class Streams:
 
     async def append(self, stream: str, header: bytes, payload: bytes = b"") -> None:
         """Append one entry, making the stream if need be."""
-        with _translated():
-            await self._redis.xadd(stream, {HEADER: header, PAYLOAD: payload})
+        await self.append_all([Outgoing(stream, header, payload, create=True)])
 
     async def append_all(self, entries: Sequence[Outgoing]) -> list[bool]:
         """Append in order in one round trip; False where the stream's reader is gone and nothing was made.
 
         Raises StreamsError if any entry was refused; those before it stay, so a caller that retries repeats them.
         """
-        with _translated():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for entry in entries:
-                    pipe.xadd(entry.stream, {HEADER: entry.header, PAYLOAD: entry.payload}, nomkstream=not entry.create)
-                return [entry_id is not None for entry_id in await pipe.execute()]
+        commands: list[Command] = [
+            (
+                "XADD",
+                entry.stream,
+                *(() if entry.create else ("NOMKSTREAM",)),
+                "*",
+                HEADER,
+                entry.header,
+                PAYLOAD,
+                entry.payload,
+            )
+            for entry in entries
+        ]
+        return [entry_id is not None for entry_id in await self._call(self._writer, commands)]
 
     async def read(
         self, streams: Sequence[str], group: str, consumer: str, *, count: int, block_ms: int
     ) -> list[Entry]:
         """Read new entries of any of ``streams``; empty after ``block_ms`` without one."""
-        with _translated():
-            answer = await self._redis.xreadgroup(
-                group, consumer, dict.fromkeys(streams, ">"), count=count, block=block_ms
-            )
+        limits: Command = ("COUNT", count, "BLOCK", block_ms)
+        command = ("XREADGROUP", "GROUP", group, consumer, *limits, "STREAMS", *streams, *[">"] * len(streams))
+        reader = self._idle_readers.pop() if self._idle_readers else Connection(self._url)
+        try:
+            (answer,) = await self._call(reader, [command], block_ms / 1e3)
+        finally:
+            self._idle_readers.append(reader)
         return [entry for stream, found in answer or () for entry in _entries(stream.decode(), found)]
 
     async def pending(self, stream: str, group: str, consumer: str) -> list[Entry]:
@@ -157,8 +175,8 @@ class Streams:
         entries: list[Entry] = []
         since: bytes | str = "0"
         while True:
-            with _translated():
-                answer = await self._redis.xreadgroup(group, consumer, {stream: since}, count=PAGE)
+            command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", PAGE, "STREAMS", stream, since)
+            (answer,) = await self._call(self._writer, [command])
             found = answer[0][1] if answer else []
             if not found:
                 return entries
@@ -167,22 +185,31 @@ class Streams:
 
     async def outstanding(self, stream: str) -> list[Entry]:
         """Return all that was appended and not acked, delivered or not, oldest first."""
-        with _translated():
-            return list(_entries(stream, await self._redis.xrange(stream)))
+        (answer,) = await self._call(self._writer, [("XRANGE", stream, "-", "+")])
+        return list(_entries(stream, answer))
 
     async def ack(self, group: str, ids: Iterable[tuple[str, bytes]]) -> None:
         """Acknowledge and delete ``(stream, id)`` pairs in one round trip."""
         by_stream: dict[str, list[bytes]] = {}
         for stream, entry_id in ids:
             by_stream.setdefault(stream, []).append(entry_id)
-        if not by_stream:
-            return
-        with _translated():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for stream, entry_ids in by_stream.items():
-                    pipe.xack(stream, group, *entry_ids)
-                    pipe.xdel(stream, *entry_ids)
-                await pipe.execute()
+        if by_stream:
+            acks: list[Command] = [("XACK", stream, group, *entry_ids) for stream, entry_ids in by_stream.items()]
+            deletes: list[Command] = [("XDEL", stream, *entry_ids) for stream, entry_ids in by_stream.items()]
+            await self._call(self._writer, acks + deletes)
+
+    async def _call(self, connection: Connection, commands: list[Command], wait_s: float = 0.0) -> list[Any]:
+        """Return the replies; an error reply or a broken connection is raised as StreamsError."""
+        try:
+            replies = await connection.call(commands, READ_GRACE_S + wait_s)
+        except hiredis.ReplyError as error:
+            raise StreamsError(f"Redis refused: {error}") from error
+        except OSError as error:
+            raise StreamsError(f"Redis: {error or type(error).__name__}") from error
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                raise (NoGroupError if str(reply).startswith("NOGROUP") else StreamsError)(f"Redis refused: {reply}")
+        return replies
 
     async def delete(self, *names: str) -> None:
         """Delete streams or keys."""

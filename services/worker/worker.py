@@ -141,9 +141,9 @@ class Worker:
                 continue
             if isinstance(message, wire.WorkBatch):
                 received_us = self._clock.now_us()
-                self._in_hand.add(entry.id)
-                self._empty.clear()
                 payloads = await self._payloads(message, memoryview(entry.payload))
+                self._in_hand.add(entry.id)  # only now: if the fetch fails, the entry is pending and read again
+                self._empty.clear()
                 assert self._executor is not None
                 self._executor.submit(Job(entry.id, message, payloads, received_us))
                 continue

@@ -1,0 +1,52 @@
+"""A service that behaves as its argument says, for tests of ``run``: python -m tests.common.service MODE GRACE_S."""
+
+import asyncio
+import sys
+
+from common import log
+from common.errors import SuperServeError
+from common.runtime import Tasks, run
+
+
+async def fail(error: Exception) -> None:
+    raise error
+
+
+async def cling() -> None:
+    """End for no cancellation."""
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            print("clings", flush=True)
+
+
+class Probe:
+    """Prints what it is asked to do. Modes: see ``startup`` and ``shutdown``."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+
+    async def startup(self, tasks: Tasks) -> None:
+        if self._mode == "never up":
+            print("up", flush=True)  # as far as the test is concerned
+            await asyncio.Event().wait()
+        tasks.spawn(asyncio.Event().wait(), "bystander")
+        if self._mode == "clinging":
+            tasks.spawn(cling(), "cling")
+        if self._mode == "failing":
+            tasks.spawn(fail(SuperServeError("this went wrong")), "failing task")
+        if self._mode == "crashing":
+            tasks.spawn(fail(ZeroDivisionError("nobody thought of this")), "crashing task")
+        print("up", flush=True)
+
+    async def shutdown(self) -> None:
+        print("draining", flush=True)
+        if self._mode in ("slow", "clinging"):
+            await asyncio.Event().wait()
+        print("drained", flush=True)
+
+
+if __name__ == "__main__":
+    log.configure("probe")
+    sys.exit(run(Probe(sys.argv[1]), float(sys.argv[2])))
