@@ -223,9 +223,7 @@ def decode(header: bytes) -> Message:
             gateway, rows = values
             return Pack(gateway, [QueryRecord._make(row) for row in rows])
         if kind is WorkBatch:
-            *fixed, rows = values
-            records = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in rows]
-            return WorkBatch(*fixed, records)
+            values[4] = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in values[4]]
         if kind is Answers:
             values[8] = [Answer._make(row) for row in values[8]]
         if kind is Rejections:

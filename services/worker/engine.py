@@ -16,9 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from common.supernet.artifact import Supernet
-
     from common.sched.profile import Profile
+    from common.supernet.artifact import Supernet
 
 DTYPES: dict[str, type[np.generic]] = {
     "BOOL": np.bool_,

@@ -25,9 +25,8 @@ from services.worker.engine import EmulatedEngine, Engine, TorchEngine, row_byte
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from common.supernet.artifact import Supernet
-
     from common.settings import WorkerSettings
+    from common.supernet.artifact import Supernet
 
 _log = log.get(__name__)
 WARM_UP_RUNS = 3
@@ -55,7 +54,7 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
     try:
         import torch
 
-        from common.supernet import artifact
+        from common.supernet import artifact, measure
     except ModuleNotFoundError as error:
         raise ConfigError(f"--executor torch: {error}; pip install 'superserve-mesh[worker]'") from error
     torch.set_num_threads(1)  # one worker, one core: more threads per process are slower on a shared machine
@@ -64,7 +63,7 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
         supernet = artifact.load(folder, device=device)
     except artifact.ArtifactError as error:
         raise ConfigError(str(error)) from error
-    path = _cache_path(settings, folder, device, torch.__version__)
+    path = _cache_path(settings, folder, measure.device_name(torch.device(device)), torch.__version__)
     with _locked(path.with_suffix(".lock")):
         if path.is_file() and not settings.reprofile:
             profile = library.read_profile(path)
@@ -117,8 +116,8 @@ def _cache_path(settings: WorkerSettings, folder: Path, device: str, torch_versi
     key = hashlib.sha256()
     for name in ("supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json"):
         key.update((folder / name).read_bytes())
-    key.update(repr((device, _processor(device), torch_version, platform.python_version())).encode())
-    path = base / "profiles" / f"{library.model_name(folder)}-{device.replace(':', '')}-{key.hexdigest()[:12]}.json"
+    key.update(repr((device, torch_version, platform.python_version())).encode())
+    path = base / "profiles" / f"{library.model_name(folder)}-{key.hexdigest()[:12]}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -130,17 +129,6 @@ def _user_cache() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("superserve"))
-
-
-def _processor(device: str) -> str:
-    if device.startswith("cuda"):
-        import torch
-
-        return str(torch.cuda.get_device_name(device))
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 @contextmanager
