@@ -23,7 +23,7 @@ from common.sched.types import (
 from tests.sched.harness import PROFILE, SMALL, Harness, make_profile, slower
 
 PROFILES = (PROFILE, slower(PROFILE, 3), make_profile(SMALL))
-SPECS = ("slackfit", "maxbatch", "fixed:smallest", "slackfit:buckets=2,edge=upper,margin=0.9")
+SPECS = ("slackfit", "maxbatch", "fixed:smallest", "slackfit:buckets=2,edge=upper,quantile=p95")
 LATE: tuple[Literal["drop", "serve"], ...] = ("drop", "serve")
 WORKERS = ("a", "b", "c")
 

@@ -10,8 +10,13 @@ from common.sched.types import Choice
 from tests.sched.harness import BIG, PROFILE, SMALL, make_profile, make_view, query
 
 # A spec for each registered policy, and further ones that take other paths.
-SPECS = {"slackfit": "slackfit", "fixed": "fixed:smallest", "maxbatch": "maxbatch"}
-MORE = ["fixed:largest,late=drain", "slackfit:buckets=1", "slackfit:buckets=500,empty=best", "slackfit:late=shrink"]
+SPECS = {"slackfit": "slackfit:quantile=p95", "fixed": "fixed:smallest", "maxbatch": "maxbatch"}
+MORE = [
+    "fixed:largest,late=drain",
+    "slackfit:buckets=1,quantile=p95",
+    "slackfit:buckets=500,empty=best,quantile=p95",
+    "slackfit:late=shrink,quantile=p95",
+]
 ALL = [*SPECS.values(), *MORE]
 
 latencies = st.lists(st.integers(1, 50_000), min_size=3, max_size=3).map(lambda us: tuple(sorted(us)))
@@ -180,8 +185,8 @@ def test_slackfit_fills_empty_buckets_as_told() -> None:
 
 
 def test_slackfit_margin_learns_from_residuals() -> None:
-    """With a margin the slack is divided by that quantile of what batches took, and by the worker's correction."""
-    policy = parse_policy(BY_HAND + ",margin=0.9")
+    """What is learned divides the slack: that quantile of what batches took, and the worker's correction."""
+    policy = parse_policy("slackfit:buckets=4,edge=pair,quantile=learned,margin=0.9")
     view = make_view(PROFILE, [query(i) for i in range(9)], 60_000)
     assert policy.choose(view) == Choice("big", 2)  # nothing seen: 1.5 is assumed, which leaves 40 ms
     for _ in range(600):
@@ -208,7 +213,7 @@ def test_spec_is_read_back(spec: str) -> None:
         ("slackfit:buckets", "slackfit: buckets: expected int, got ''"),
         ("slackfit:buckets=0", "slackfit: buckets: expected 1 to 100000, got 0"),
         ("slackfit:margin=1", "slackfit: margin: .* got 1.0"),
-        ("slackfit:quantile=p99", "slackfit: quantile: expected median or p95, got 'p99'"),
+        ("slackfit:quantile=p99", "slackfit: quantile: expected learned or median or p95, got 'p99'"),
         ("maxbatch:64", "maxbatch: unknown option '64', expected one of quantile, late"),
         ("fixed", "fixed: needs subnet, as in fixed:<subnet>"),
         ("fixed:", "fixed: needs subnet"),
@@ -226,4 +231,4 @@ def test_available_describes_every_option() -> None:
     text = available()
     assert "late: shed or drain or shrink (default shed): " in text["maxbatch"]
     assert "subnet: str (required): " in text["fixed"]
-    assert "margin: float (default 0.0): " in text["slackfit"]
+    assert "margin: float (default 0.99): " in text["slackfit"]

@@ -13,7 +13,7 @@ The paper leaves open what follows; each is an option, whose default `docs/sched
 - what an empty bucket does: it takes over the bucket below, or the best pair of all below it (MaxBatch's rule);
 - what happens with fewer rows queued than the batch: the bucket's latency is spent on a more accurate subnet, or not;
 - what happens when theta is below every bucket, and a full batch, or all that is queued, does not fit either;
-- which latency is meant: the profile's median or p95, or one learned as the system runs (`margin`).
+- which latency is meant: the profile's median, its p95, or the median times what batches lately took over it.
 
 "Below" includes equality: a batch that ends on its deadline has met it.
 """
@@ -58,10 +58,12 @@ class SlackFit:
         default="shed",
         metadata={"doc": "no bucket fits: let the head go, run the largest batch, or what the median allows"},
     )
-    quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile fills the buckets"})
+    quantile: Literal["learned", "median", "p95"] = field(
+        default="learned",
+        metadata={"doc": "which latency is meant: the profile's median or p95, or its median times what is learned"},
+    )
     margin: float = field(
-        default=0.0,
-        metadata={"doc": "if not 0: medians, times this quantile of observed / predicted latency; in [0, 1)"},
+        default=0.99, metadata={"doc": "of quantile=learned: this quantile of observed / predicted latency, in [0, 1)"}
     )
 
     def __post_init__(self) -> None:
@@ -77,9 +79,9 @@ class SlackFit:
     def choose(self, view: View) -> Choice | None:
         """Return the pair of the bucket closest below the slack."""
         profile, head = view.profile, view.head
-        quantile, budget_us = self.quantile, float(view.slack_us)
-        if self.margin:
-            quantile = "median"
+        quantile: Quantile = "p95" if self.quantile == "p95" else "median"
+        budget_us = float(view.slack_us)
+        if self.quantile == "learned":
             budget_us /= view.worker.correction * view.residuals.quantile(self.margin)
         floor = view.worker.eligible(head.min_accuracy)
         edges, pairs = _buckets(profile, self, quantile, floor)
