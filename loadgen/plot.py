@@ -46,7 +46,7 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
     """
     heads = list(names or run_names(reports))
     with _style():
-        figure = _figure(12.5, 7.6)
+        figure = _figure(12.5, 7.8, top=1.0)
         grid = figure.add_gridspec(4, 2, width_ratios=(1.55, 1), hspace=0.42, wspace=0.16)
         load = figure.add_subplot(grid[0, 0])
         over_time = [load, *(figure.add_subplot(grid[row, 0], sharex=load) for row in (1, 2, 3))]
@@ -68,7 +68,7 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
         _draw_latency(figure.add_subplot(grid[:3, 1]), reports, heads)
         _draw_summary(figure.add_subplot(grid[3, 1]), reports, heads)
         handles, labels = over_time[3].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper right", ncols=4, bbox_to_anchor=(_RIGHT, 0.985), handlelength=3)
+        figure.legend(handles, labels, loc="upper left", ncols=4, bbox_to_anchor=(_LEFT - 0.01, 0.96), handlelength=3)
         _save(figure, path, _title(reports))
 
 
@@ -200,11 +200,12 @@ def _style() -> Any:
     return matplotlib.rc_context(_STYLE)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, top: float = 0.75) -> Figure:
+    """Sizes in inches; `top` is kept for title and legend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(left=_LEFT, right=_RIGHT, top=1 - 0.75 / height, bottom=0.5 / height)
+    figure.subplots_adjust(left=_LEFT, right=_RIGHT, top=1 - top / height, bottom=0.5 / height)
     return figure
 
 

@@ -35,11 +35,13 @@ TRACES = [
     "bursty:base=1500,variant=5550,cv2=8",
     "ramp:start=2500,end=7800,accel=5000,cv2=8",
 ]
+BASELINE = "slackfit:quantile=p95"  # the options are varied one at a time from here
 VARIANTS = [
-    *("slackfit", "slackfit:buckets=4", "slackfit:buckets=8", "slackfit:buckets=16", "slackfit:buckets=32"),
-    *("slackfit:buckets=128", "slackfit:edge=pair", "slackfit:batches=profiled", "slackfit:ties=fast"),
-    *("slackfit:empty=best", "slackfit:partial=keep", "slackfit:late=drain", "slackfit:late=shrink"),
-    *("slackfit:quantile=median", "slackfit:quantile=p95", "slackfit:margin=0.999", "maxbatch", "fixed:smallest"),
+    *("slackfit", "slackfit:margin=0.95", "slackfit:margin=0.999", "slackfit:quantile=median", BASELINE),
+    *(f"{BASELINE},buckets={n}" for n in (4, 8, 16, 32, 128)),
+    *(f"{BASELINE},{option}" for option in ("edge=pair", "batches=profiled", "ties=fast", "empty=best")),
+    *(f"{BASELINE},{option}" for option in ("partial=keep", "late=drain", "late=shrink")),
+    *("maxbatch", "fixed:smallest"),
 ]
 
 
