@@ -80,18 +80,21 @@ class Connection:
         self._protocol: _Protocol | None = None
         self._connecting = asyncio.Lock()
 
-    async def call(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+    async def call(self, commands: Sequence[Command], timeout_s: float, *, repeat: bool = True) -> list[Any]:
         """Send commands in one write and return their replies; an error reply is a ``hiredis.ReplyError`` in the list.
 
         One retry, at once, if the connection turns out broken: after a restart of the server the first use says so, and
-        repeating is safe, for delivery is at least once everywhere. Raises ConnectionBrokenError, or OSError if the
-        server cannot be reached; no reply within ``timeout_s`` counts as a break. Cancelling ends the connection, so
-        that no late reply is lost unread.
+        repeating is safe, for delivery is at least once everywhere. ``repeat`` False for a read of what is new: a lost
+        reply may have held entries, which are pending now and would not come again. Raises ConnectionBrokenError, or
+        OSError if the server cannot be reached; no reply within ``timeout_s`` counts as a break. Cancelling ends the
+        connection, so that no late reply is lost unread.
         """
         data = _packed(commands)
         try:
             return await self._exchange(data, len(commands), timeout_s)
         except ConnectionBrokenError:
+            if not repeat:
+                raise
             return await self._exchange(data, len(commands), timeout_s)
 
     async def _exchange(self, data: bytes, replies: int, timeout_s: float) -> list[Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
+HARD_S = 1.0  # after the grace period, for cancellation
 
 
 class Service(Protocol):
@@ -103,6 +104,8 @@ async def _run(service: Service, grace_s: float) -> int:
         if tasks.failed.done():
             tasks.failed.exception()  # logged where it happened
             code = 1
+        # For what will not be cancelled; when all goes well the loop is closed before this comes due.
+        loop.call_later(grace_s + HARD_S, os._exit, 1)
         try:
             async with asyncio.timeout(grace_s):
                 await service.shutdown()

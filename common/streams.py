@@ -160,12 +160,15 @@ class Streams:
     async def read(
         self, streams: Sequence[str], group: str, consumer: str, *, count: int, block_ms: int
     ) -> list[Entry]:
-        """Read new entries of any of ``streams``; empty after ``block_ms`` without one."""
+        """Read new entries of any of ``streams``; empty after ``block_ms`` without one.
+
+        After a StreamsError some may have been delivered unseen: they are ``pending``.
+        """
         limits: Command = ("COUNT", count, "BLOCK", block_ms)
         command = ("XREADGROUP", "GROUP", group, consumer, *limits, "STREAMS", *streams, *[">"] * len(streams))
         reader = self._idle_readers.pop() if self._idle_readers else Connection(self._url)
         try:
-            (answer,) = await self._call(reader, [command], block_ms / 1e3)
+            (answer,) = await self._call(reader, [command], block_ms / 1e3, repeat=False)
         finally:
             self._idle_readers.append(reader)
         return [entry for stream, found in answer or () for entry in _entries(stream.decode(), found)]
@@ -198,10 +201,12 @@ class Streams:
             deletes: list[Command] = [("XDEL", stream, *entry_ids) for stream, entry_ids in by_stream.items()]
             await self._call(self._writer, acks + deletes)
 
-    async def _call(self, connection: Connection, commands: list[Command], wait_s: float = 0.0) -> list[Any]:
+    async def _call(
+        self, connection: Connection, commands: list[Command], wait_s: float = 0.0, *, repeat: bool = True
+    ) -> list[Any]:
         """Return the replies; an error reply or a broken connection is raised as StreamsError."""
         try:
-            replies = await connection.call(commands, READ_GRACE_S + wait_s)
+            replies = await connection.call(commands, READ_GRACE_S + wait_s, repeat=repeat)
         except hiredis.ReplyError as error:
             raise StreamsError(f"Redis refused: {error}") from error
         except OSError as error:

@@ -1,8 +1,8 @@
 """The search for the Pareto set: few subnets, spread over the range, each worth its time.
 
 Source: SuperServe section 5 (registration: architecture search for the Pareto set, then profiling) and section 4 (its
-properties P1 and P2: latency grows with batch and with accuracy). The search looks at subnets that bend all stages
-alike and at random ones; those hold their own against evolutionary search in a space of this size.
+properties P1 and P2: latency grows with batch and with accuracy). The candidates are subnets that bend all stages
+alike and random ones; there is no evolutionary refinement.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def evaluate(
 
     measured: Latencies = latencies(run, [(c.id, batch) for c in controls for batch in batch_sizes], runs)
     return [
-        Candidate(c, accuracies[c.id], tuple(statistics.median(measured[c.id, batch]) for batch in batch_sizes))
+        Candidate(c, accuracies[c.id], tuple(_undisturbed(measured[c.id, batch]) for batch in batch_sizes))
         for c in controls
     ]
 
@@ -113,12 +113,24 @@ def pareto(measured: Sequence[Candidate], gain: float = 0.1) -> list[Candidate]:
 
 
 def spread(front: Sequence[Candidate], count: int) -> list[Candidate]:
-    """At most `count` of a Pareto front, both ends among them, as evenly spaced in the logarithm of cost as it goes."""
-    if len(front) <= count:
-        return list(front)
-    low, high = math.log(front[0].cost), math.log(front[-1].cost)
-    chosen = set()
-    for place in range(count):
-        target = low + (high - low) * place / (count - 1)
-        chosen.add(min(range(len(front)), key=lambda i: abs(math.log(front[i].cost) - target)))
-    return [front[i] for i in sorted(chosen)]
+    """`count` of a Pareto front, both ends among them: the most crowded one goes until no more are left.
+
+    Crowded is who has near neighbours, in accuracy and in the logarithm of cost, each relative to the whole range.
+    """
+    kept = list(front)
+    if len(kept) <= count:
+        return kept
+    costs, accuracies = math.log(kept[-1].cost / kept[0].cost), kept[-1].accuracy - kept[0].accuracy
+
+    def room(index: int) -> float:
+        below, above = kept[index - 1], kept[index + 1]
+        return math.log(above.cost / below.cost) / costs + (above.accuracy - below.accuracy) / accuracies
+
+    while len(kept) > count:
+        del kept[min(range(1, len(kept) - 1), key=room)]
+    return kept
+
+
+def _undisturbed(seconds: Sequence[float]) -> float:
+    """The lower quartile: the latency proper, where a median on a shared machine still holds the neighbours' load."""
+    return statistics.quantiles(seconds, n=4)[0]

@@ -76,6 +76,7 @@ class ModelLink:
         self._mesh = mesh
         self._replies = keys.replies(model, name)
         self._unsent: list[Query] = []
+        self._broken = False  # the last read ended in an error
         self._unacked: list[tuple[str, bytes]] = []
         self._to_send, self._to_ack = asyncio.Event(), asyncio.Event()
         self._description: dict[str, Any] | None = None
@@ -201,9 +202,7 @@ class ModelLink:
 
     async def _read(self) -> None:
         try:
-            entries = await self._mesh.streams.read(
-                [self._replies], keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER, count=READ_ENTRIES, block_ms=READ_BLOCK_MS
-            )
+            entries = await self._next_entries()
         except NoGroupError:
             await self._make_replies()
             lost = self._mesh.pending.of(self.name)
@@ -215,6 +214,21 @@ class ModelLink:
             self._unacked.append((entry.stream, entry.id))
         if entries:
             self._to_ack.set()
+
+    async def _next_entries(self) -> list[Entry]:
+        """Read what is new; after a break first what was delivered then, and perhaps never arrived."""
+        streams = self._mesh.streams
+        if self._broken:
+            entries = await streams.pending(self._replies, keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER)
+            self._broken = False
+            return entries
+        try:
+            return await streams.read(
+                [self._replies], keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER, count=READ_ENTRIES, block_ms=READ_BLOCK_MS
+            )
+        except StreamsError:
+            self._broken = True
+            raise
 
     def _resolve(self, entry: Entry) -> None:
         """Answer the queries of one entry that still wait."""

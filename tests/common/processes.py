@@ -1,8 +1,63 @@
-"""What tests ask the kernel about processes that are not their own children."""
+"""Programs of ours in processes of their own, and what tests ask the kernel about other processes."""
 
+import contextlib
 import os
 import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+from common.embedded import die_with_parent
+
+
+@dataclass(frozen=True)
+class Program:
+    """A process, what it prints, and what it logs."""
+
+    process: "subprocess.Popen[str]"
+    log: IO[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def line(self) -> str:
+        """Wait for a line on its stdout."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def end(self, number: int | None = None) -> tuple[int, str, str]:
+        """Send a signal, if one is given, and wait: return exit code, the rest of stdout, and stderr."""
+        if number is not None:
+            self.process.send_signal(number)
+        assert self.process.stdout is not None
+        out = self.process.stdout.read()  # not communicate(), which forgets what line() has read ahead
+        code = self.process.wait()
+        self.log.seek(0)
+        return code, out, self.log.read()
+
+
+@contextlib.contextmanager
+def program(module: str, *arguments: str) -> Iterator[Program]:
+    """``python -m module arguments``, with warnings as errors; killed when the block ends, if it still lives."""
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", module, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            preexec_fn=die_with_parent,
+        ) as process,
+    ):
+        try:
+            yield Program(process, log)
+        finally:
+            process.kill()
 
 
 def children(pid: int) -> list[int]:

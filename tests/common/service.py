@@ -8,6 +8,10 @@ from common.errors import SuperServeError
 from common.runtime import Tasks, run
 
 
+def say(words: str) -> None:
+    print(words, flush=True)  # noqa: T201 - the test reads it
+
+
 async def fail(error: Exception) -> None:
     raise error
 
@@ -18,7 +22,7 @@ async def cling() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            print("clings", flush=True)
+            say("clings")
 
 
 class Probe:
@@ -29,7 +33,7 @@ class Probe:
 
     async def startup(self, tasks: Tasks) -> None:
         if self._mode == "never up":
-            print("up", flush=True)  # as far as the test is concerned
+            say("up")  # as far as the test is concerned
             await asyncio.Event().wait()
         tasks.spawn(asyncio.Event().wait(), "bystander")
         if self._mode == "clinging":
@@ -38,13 +42,13 @@ class Probe:
             tasks.spawn(fail(SuperServeError("this went wrong")), "failing task")
         if self._mode == "crashing":
             tasks.spawn(fail(ZeroDivisionError("nobody thought of this")), "crashing task")
-        print("up", flush=True)
+        say("up")
 
     async def shutdown(self) -> None:
-        print("draining", flush=True)
+        say("draining")
         if self._mode in ("slow", "clinging"):
             await asyncio.Event().wait()
-        print("drained", flush=True)
+        say("drained")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_server_lives_as_long_as_its_block() -> None:
 def test_server_ends_when_its_block_raises() -> None:
     """An error inside the block ends the server and passes through."""
     pids: list[int] = []
-    with pytest.raises(ZeroDivisionError), embedded.server() as url:  # noqa: PT012 - the block is what is tested
+    with pytest.raises(ZeroDivisionError), embedded.server() as url:
         with redis.Redis.from_url(url) as client:
             pids.append(pid_of(client))
         _ = 1 / 0

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,46 +11,37 @@ from common import runtime
 from common.errors import ConfigError
 from common.runtime import Tasks, keep_trying, unique_name
 from common.streams import StreamsError
+from tests.common.processes import Program, program
 
 LONG_S, SHORT_S = 60.0, 0.2
 
 
 @contextlib.contextmanager
-def probe(mode: str, grace_s: float = LONG_S) -> Iterator["subprocess.Popen[str]"]:
+def probe(mode: str, grace_s: float = LONG_S) -> Iterator[Program]:
     """A process that runs the service of this mode; it is up when this returns."""
-    arguments = [sys.executable, "-W", "error", "-m", "tests.common.service", mode, str(grace_s)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "up\n"
-            yield process
-        finally:
-            process.kill()
+    with program("tests.common.service", mode, str(grace_s)) as process:
+        assert process.line() == "up\n"
+        yield process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains(number: signal.Signals) -> None:
     """SIGTERM and SIGINT end a service by ``shutdown``, with code 0 and nothing on stderr."""
     with probe("obedient") as process:
-        process.send_signal(number)
-        assert process.communicate(timeout=20) == ("draining\ndrained\n", "")
-        assert process.returncode == 0
+        assert process.end(number) == (0, "draining\ndrained\n", "")
 
 
 def test_signal_during_startup_drains() -> None:
     """A service that hangs in ``startup``, waiting for what does not come, can be ended in the same way."""
     with probe("never up") as process:
-        process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=20)[0] == "draining\ndrained\n"
-        assert process.returncode == 0
+        assert process.end(signal.SIGTERM) == (0, "draining\ndrained\n", "")
 
 
 def test_failed_task_ends_the_service() -> None:
     """A task that fails drains the service with code 1; an error of ours is told in words, without a traceback."""
     with probe("failing") as process:
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (1, "draining\ndrained\n")
+        code, out, err = process.end()
+    assert (code, out) == (1, "draining\ndrained\n")
     assert "failing task" in err
     assert "this went wrong" in err
     assert "Traceback" not in err
@@ -61,8 +50,8 @@ def test_failed_task_ends_the_service() -> None:
 def test_crashed_task_shows_its_traceback() -> None:
     """An error that nobody raised on purpose is a bug: it is told with its traceback."""
     with probe("crashing") as process:
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (1, "draining\ndrained\n")
+        code, out, err = process.end()
+    assert (code, out) == (1, "draining\ndrained\n")
     assert "Traceback" in err
     assert "nobody thought of this" in err
 
@@ -72,9 +61,8 @@ def test_grace_has_an_end(mode: str) -> None:
     """A service that does not drain within the grace period ends with code 1, even if a task of it will not be
     cancelled."""
     with probe(mode, SHORT_S) as process:
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
-    assert process.returncode == 1
+        code, out, err = process.end(signal.SIGTERM)
+    assert code == 1
     assert out.startswith("draining\n")
     assert "drained" not in out
     assert "drain_timeout" in err
@@ -83,12 +71,10 @@ def test_grace_has_an_end(mode: str) -> None:
 def test_second_signal_ends_at_once() -> None:
     """Who asks twice does not want to wait: a second signal ends the process with code 1 in mid-drain."""
     with probe("slow") as process:
-        process.send_signal(signal.SIGTERM)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "draining\n"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (1, "")
+        process.process.send_signal(signal.SIGTERM)
+        assert process.line() == "draining\n"
+        code, out, err = process.end(signal.SIGINT)
+    assert (code, out) == (1, "")
     assert "second_signal" in err
 
 
@@ -130,7 +116,7 @@ async def test_keep_trying_backs_off_and_recovers(monkeypatch: pytest.MonkeyPatc
         if outcome is not None:
             raise outcome
 
-    monkeypatch.setattr(runtime.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(KeyError, match="a bug"):
         await keep_trying(step, StreamsError, "testing")
     assert waits == pytest.approx([0.05, 0.1, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0])

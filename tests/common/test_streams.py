@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from common import embedded, keys, streams as streams_module
+from common import embedded, keys
+from common import streams as streams_module
 from common.errors import ConfigError
 from common.streams import NoGroupError, Outgoing, Streams, StreamsError
 from tests.mesh.peer import until
@@ -274,24 +275,24 @@ async def _forever(step: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("outcome", [None, redis.ConnectionError("gone")], ids=["answer", "error"])
 async def test_cancelled_reader_ends(
-    streams: Streams, stream: str, monkeypatch: pytest.MonkeyPatch, outcome: Exception | None
+    streams: Streams, monkeypatch: pytest.MonkeyPatch, outcome: Exception | None
 ) -> None:
     """A reader that is cancelled in the very moment in which its answer, or an error, arrives ends all the same.
 
     Python 3.11's ``asyncio.wait_for`` swallows such a cancellation.
     """
-    replies: asyncio.Queue[asyncio.Future[list[Any]]] = asyncio.Queue()
+    replies: asyncio.Queue[asyncio.Future[bool]] = asyncio.Queue()
 
-    async def through_wait_for(*_: Any, **__: Any) -> list[Any]:
+    async def through_wait_for() -> bool:
         reply = asyncio.get_running_loop().create_future()
         replies.put_nowait(reply)
         return await asyncio.wait_for(reply, 60)
 
-    monkeypatch.setattr(streams._redis, "xreadgroup", through_wait_for)
-    reader = asyncio.create_task(_forever(lambda: read(streams, stream)))
-    reply = await replies.get()
+    monkeypatch.setattr(streams._redis, "ping", through_wait_for)
+    reader = asyncio.create_task(_forever(streams.ping))
+    reply = await asyncio.wait_for(replies.get(), 10)
     if outcome is None:
-        reply.set_result([])
+        reply.set_result(True)
     else:
         reply.set_exception(outcome)
     reader.cancel()
@@ -299,12 +300,42 @@ async def test_cancelled_reader_ends(
     assert reader.cancelled()
 
 
-async def test_reader_ends_whenever_it_is_cancelled(streams: Streams) -> None:
-    """Cancelled at any point of a real round trip, a loop of commands ends; nothing swallows it."""
-    for turns in range(60):
-        reader = asyncio.create_task(_forever(streams.ping))
+@pytest.mark.parametrize("command", ["ping", "read", "append"])
+async def test_reader_ends_whenever_it_is_cancelled(streams: Streams, stream: str, command: str) -> None:
+    """Cancelled at any point of a real round trip, a loop of commands ends; nothing swallows it, and the commands of
+    others on the same connection go on."""
+    await streams.make_group(stream, GROUP)
+    step: Callable[[], Any] = {
+        "ping": streams.ping,
+        "read": lambda: read(streams, stream, block_ms=1),
+        "append": lambda: streams.append(stream, b"again"),
+    }[command]
+    bystander = asyncio.create_task(_times(50, lambda: streams.append(stream, b"bystander")))
+    for turns in range(50):
+        reader = asyncio.create_task(_forever(step))
         for _ in range(turns):
             await asyncio.sleep(0)
         reader.cancel()
         await asyncio.wait([reader], timeout=5)
         assert reader.cancelled()
+    await asyncio.wait_for(bystander, 10)
+
+
+async def _times(count: int, step: Callable[[], Any]) -> None:
+    for _ in range(count):
+        await step()
+
+
+async def test_read_that_breaks_raises(streams: Streams, redis_url: str, stream: str) -> None:
+    """A read whose connection breaks raises, so that its caller reads back what is pending: the reply that was lost
+    may have held entries, which no later read would give again."""
+    await streams.make_group(stream, GROUP)
+    reader = asyncio.create_task(read(streams, stream, block_ms=4_000))
+    await until(lambda: _blocked(redis_url))
+    with redis.Redis.from_url(redis_url) as client:
+        (blocked,) = [c["id"] for c in client.client_list() if c["cmd"] == "xreadgroup" and "b" in c["flags"]]
+        client.client_kill_filter(_id=blocked)
+        with pytest.raises(StreamsError):
+            await asyncio.wait_for(reader, 3)
+    await streams.append(stream, b"later")
+    assert await read(streams, stream) == [b"later"]

@@ -1,11 +1,12 @@
 """What is written is read back, what is not ours is refused, and what was damaged is noticed."""
 
+import contextlib
 from dataclasses import fields
 from typing import Any, get_args
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import wire
@@ -19,7 +20,9 @@ MESSAGES: list[wire.Message] = [
     wire.Done("worker-1", 7, 1, 2, 3, 4),
     wire.WorkBatch(7, "d1-w12", "slackfit", 99, [wire.WorkRecord("gateway-1", 2, QUERY)]),
     wire.Introduce("scheduler-1"),
-    wire.Answers("w", "torch", "d1-w12", "slackfit", 91.5, 4, 10, 20, [wire.Answer(1, 48, ""), wire.Answer(2, 0, "no")]),
+    wire.Answers(
+        "w", "torch", "d1-w12", "slackfit", 91.5, 4, 10, 20, [wire.Answer(1, 48, ""), wire.Answer(2, 0, "no")]
+    ),
     wire.Rejections([wire.Rejection(1, "late"), wire.Rejection(2, "poison")]),
     wire.Status("s", "slackfit", 5, 6, None, [{"name": "w", "idle_us": {"p50": 1}}], ["w: no such subnet"]),
     wire.Dismissed("scheduler-1"),
@@ -65,6 +68,7 @@ def test_every_kind_comes_back_equal(message: wire.Message) -> None:
     assert repr(wire.decode(wire.encode(message))) == repr(message)
 
 
+@settings(deadline=None)  # a loaded machine pauses
 @given(batched)
 def test_batched_messages_come_back_equal(message: wire.Message) -> None:
     """Any content of the messages that carry records survives the way there and back."""
@@ -143,24 +147,23 @@ def test_malformed_records_are_refused(message: wire.Message) -> None:
             wire.decode(msgpack.packb([*document[:-1], wrong]))
 
 
+@settings(deadline=None)  # a loaded machine pauses
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_never_break_a_reader(header: bytes) -> None:
     """Decoding bytes from anywhere gives a message or WireError, never another error."""
-    try:
+    with contextlib.suppress(wire.WireError):
         assert type(wire.decode(header)) in wire.TAGS
-    except wire.WireError:
-        pass
 
 
+@settings(deadline=None)  # a loaded machine pauses
 @given(st.integers(-1, 13) | document, st.lists(document, max_size=12))
 def test_arbitrary_documents_never_break_a_reader(tag: Any, values: list[Any]) -> None:
     """Nor does well-formed msgpack that claims to be one of our messages."""
-    try:
+    with contextlib.suppress(wire.WireError):
         assert type(wire.decode(msgpack.packb([wire.VERSION, tag, *values]))) in wire.TAGS
-    except wire.WireError:
-        pass
 
 
+@settings(deadline=None)  # a loaded machine pauses
 @given(st.binary(min_size=1, max_size=1_000), st.data())
 def test_checksum_sees_a_flipped_bit(payload: bytes, data: st.DataObject) -> None:
     """One bit flipped anywhere changes the checksum; the same bytes in a memoryview do not."""

@@ -74,9 +74,14 @@ def test_pareto_drops_the_dominated() -> None:
 
 
 def test_spread_keeps_both_ends() -> None:
-    """A thinned front keeps both ends and is evenly spaced in the logarithm of cost; a short one stays whole."""
-    front = [candidate(i, 50 + i, 2.0**i, 2.0**i) for i in range(1, 14)]
-    assert spread(front, 4) == [front[0], front[4], front[8], front[12]]
+    """A thinned front keeps both ends, has as many subnets as asked, and loses the crowded ones first."""
+    front = [candidate(10 + i, 80 + i, 2.0**i) for i in range(8)]
+    near = candidate(90, 84.01, 2.0**4 * 1.01)
+    assert spread([*front[:5], near, *front[5:]], 8) in (front, [*front[:4], near, *front[5:]])
+    thin = spread(front, 4)
+    assert len(thin) == 4
+    assert (thin[0], thin[-1]) == (front[0], front[-1])
+    assert max(b.accuracy - a.accuracy for a, b in itertools.pairwise(thin)) <= 4
     assert spread(front[:3], 4) == front[:3]
 
 
