@@ -87,23 +87,25 @@ class Connection:
         repeating is safe, for delivery is at least once everywhere. ``repeat`` False for a read of what is new: a lost
         reply may have held entries, which are pending now and would not come again. Raises ConnectionBrokenError, or
         OSError if the server cannot be reached; no reply within ``timeout_s`` counts as a break. Cancelling ends the
-        connection, so that no late reply is lost unread.
+        connection of such a read, so that no late reply is lost unread; others' commands on a shared one go on.
         """
         data = _packed(commands)
         try:
-            return await self._exchange(data, len(commands), timeout_s)
+            return await self._exchange(data, len(commands), timeout_s, alone=not repeat)
         except ConnectionBrokenError:
             if not repeat:
                 raise
-            return await self._exchange(data, len(commands), timeout_s)
+            return await self._exchange(data, len(commands), timeout_s, alone=False)
 
-    async def _exchange(self, data: bytes, replies: int, timeout_s: float) -> list[Any]:
+    async def _exchange(self, data: bytes, replies: int, timeout_s: float, *, alone: bool) -> list[Any]:
         protocol = self._protocol
         if protocol is None or protocol.broken is not None:
             protocol = await self._connect()
-        return await self._send(protocol, data, replies, timeout_s)
+        return await self._send(protocol, data, replies, timeout_s, alone=alone)
 
-    async def _send(self, protocol: _Protocol, data: bytes, replies: int, timeout_s: float) -> list[Any]:
+    async def _send(
+        self, protocol: _Protocol, data: bytes, replies: int, timeout_s: float, *, alone: bool = True
+    ) -> list[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         protocol.waiting.append((future, replies))
@@ -113,7 +115,8 @@ class Connection:
         try:
             return await future
         except asyncio.CancelledError:
-            protocol.fail("cancelled")
+            if alone:
+                protocol.fail("cancelled")
             raise
         finally:
             timer.cancel()

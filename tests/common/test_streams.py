@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -265,12 +265,22 @@ async def test_live_pool_survives_a_restart_unseen(tmp_path: Path) -> None:
         await streams.close()
 
 
-async def _forever(step: Callable[[], Any]) -> None:
-    """The loop of every reader: an error of the connection is no reason to end."""
-    while True:
-        with contextlib.suppress(StreamsError):
-            await step()
-        await asyncio.sleep(0)
+@contextlib.asynccontextmanager
+async def _looping(step: Callable[[], Any]) -> AsyncIterator["asyncio.Task[None]"]:
+    """The loop of every reader, for which an error of the connection is no reason to end."""
+    given_up = asyncio.Event()
+
+    async def loop() -> None:
+        while not given_up.is_set():
+            with contextlib.suppress(StreamsError):
+                await step()
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(loop())
+    try:
+        yield task
+    finally:
+        given_up.set()  # else a failed test would wait for ever
 
 
 @pytest.mark.parametrize("outcome", [None, redis.ConnectionError("gone")], ids=["answer", "error"])
@@ -289,15 +299,15 @@ async def test_cancelled_reader_ends(
         return await asyncio.wait_for(reply, 60)
 
     monkeypatch.setattr(streams._redis, "ping", through_wait_for)
-    reader = asyncio.create_task(_forever(streams.ping))
-    reply = await asyncio.wait_for(replies.get(), 10)
-    if outcome is None:
-        reply.set_result(True)
-    else:
-        reply.set_exception(outcome)
-    reader.cancel()
-    await asyncio.wait([reader], timeout=5)
-    assert reader.cancelled()
+    async with _looping(streams.ping) as reader:
+        reply = await asyncio.wait_for(replies.get(), 10)
+        if outcome is None:
+            reply.set_result(True)
+        else:
+            reply.set_exception(outcome)
+        reader.cancel()
+        await asyncio.wait([reader], timeout=5)
+        assert reader.cancelled()
 
 
 @pytest.mark.parametrize("command", ["ping", "read", "append"])
@@ -312,18 +322,32 @@ async def test_reader_ends_whenever_it_is_cancelled(streams: Streams, stream: st
     }[command]
     bystander = asyncio.create_task(_times(50, lambda: streams.append(stream, b"bystander")))
     for turns in range(50):
-        reader = asyncio.create_task(_forever(step))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        reader.cancel()
-        await asyncio.wait([reader], timeout=5)
-        assert reader.cancelled()
+        async with _looping(step) as reader:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reader.cancel()
+            await asyncio.wait([reader], timeout=5)
+            assert reader.cancelled()
     await asyncio.wait_for(bystander, 10)
 
 
 async def _times(count: int, step: Callable[[], Any]) -> None:
     for _ in range(count):
         await step()
+
+
+async def test_cancelled_command_disturbs_no_other(streams: Streams, stream: str) -> None:
+    """Callers share a connection: one that is cancelled while its command is under way neither fails the others' nor
+    has them sent again."""
+    await streams.append(stream, b"connected")
+    victim = asyncio.create_task(streams.append(stream, b"victim"))
+    others = [asyncio.create_task(streams.append(stream, b"other")) for _ in range(3)]
+    await asyncio.sleep(0)  # now all are sent, and none is answered
+    victim.cancel()
+    await asyncio.gather(*others)
+    assert victim.cancelled()
+    headers = [entry.header for entry in await streams.outstanding(stream)]
+    assert headers == [b"connected", b"victim", b"other", b"other", b"other"]
 
 
 async def test_read_that_breaks_raises(streams: Streams, redis_url: str, stream: str) -> None:

@@ -95,8 +95,23 @@ class SlackFit:
         elif index < 0 or (packed < rows and self.partial == "accuracy"):
             index = most_accurate(profile, packed, latency_us, quantile)
         if index < floor:
+            if self.quantile == "learned" and (choice := _expected_choice(view, rows)) is not None:
+                return choice
             return late_choice(view, self.late)
         return Choice(profile.subnets[index].id, rows)
+
+
+def _expected_choice(view: View, rows: int) -> Choice | None:
+    """Return the cheapest subnet for a head that will probably make it, though the learned margin says it may not.
+
+    The margin is a high quantile, and of few batches the worst: a reason to be quick, not to let a query go. None if
+    the batch would not make it at the latency expected, so that shedding still protects those behind.
+    """
+    profile, head = view.profile, view.head
+    subnet = view.worker.cheapest_for(head.min_accuracy, head.rows)
+    packed = max(head.rows, min(rows, view.queue.rows))
+    expected_us = profile.latency_us(subnet, packed, "median") * view.worker.correction
+    return Choice(subnet, max(head.rows, rows)) if expected_us <= view.slack_us else None
 
 
 @lru_cache(maxsize=256)
