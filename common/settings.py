@@ -154,6 +154,11 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
         raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error
 
 
+def child_environment() -> dict[str, str]:
+    """Return this process's environment for services that it starts, without what must differ between them."""
+    return {key: value for key, value in os.environ.items() if key != f"{ENV_PREFIX}NAME"}
+
+
 def _flag(kind: type[ServiceSettings], location: tuple[str | int, ...]) -> str:
     name = str(location[0]) if location else kind.__name__
     return f"--{name.replace('_', '-')} ({ENV_PREFIX}{name.upper()})"

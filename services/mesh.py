@@ -13,6 +13,7 @@ import aiohttp
 
 from common import embedded, wire
 from common.errors import ConfigError
+from common.settings import child_environment
 from common.streams import Streams, StreamsError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Mesh:
     def __init__(self, redis_url: str, flags: Iterable[str] = (), log: IO[bytes] | None = None) -> None:
         self.redis_url = redis_url
         self.children: list[Child] = []
+        self._stopped: set[Child] = set()  # by us
         self._flags = tuple(flags)
         self._log = log
 
@@ -63,6 +65,7 @@ class Mesh:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log,
+            env=child_environment(),
             start_new_session=True,
             preexec_fn=embedded.die_with_parent,
         )
@@ -83,7 +86,7 @@ class Mesh:
     async def wait_for_workers(self, model: str, count: int, policy: str | None = None) -> wire.Status:
         """Wait until the model's scheduler (of this policy, if given) counts so many workers; return its status.
 
-        Raises ConfigError with the scheduler's words if it refuses one, or if all of a kind have ended.
+        Raises ConfigError with the scheduler's words if it refuses one, or if a process has ended by itself.
         """
         streams = Streams(self.redis_url)
         try:
@@ -113,13 +116,13 @@ class Mesh:
                 await asyncio.sleep(POLL_S)
 
     def _check_alive(self) -> None:
-        for kind in ORDER:
-            ended = [child for child in self.children if child.kind == kind and not child.alive]
-            if ended and not any(child.alive for child in self.children if child.kind == kind):
-                raise ConfigError(f"{ended[-1]} ended with code {ended[-1].process.returncode}; its log says why")
+        for child in self.children:
+            if not child.alive and child not in self._stopped:
+                raise ConfigError(f"{child} ended with code {child.process.returncode}; its log says why")
 
     async def stop(self, *children: Child) -> None:
         """End processes by SIGTERM and wait for them; each has its own grace period."""
+        self._stopped.update(children)
         for child in children:
             if child.alive:
                 with contextlib.suppress(ProcessLookupError):

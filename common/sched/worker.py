@@ -28,13 +28,14 @@ class Worker:
     observed latency to the profile's median, with which every prediction is multiplied.
     """
 
-    __slots__ = ("_rank", "batches", "cheapest", "correction", "draining", "free_us", "name", "profile")
+    __slots__ = ("_finished", "_rank", "batches", "cheapest", "correction", "draining", "free_us", "name", "profile")
 
     def __init__(self, name: str, profile: Profile, cheapest: int) -> None:
         self.name = name
         self.batches: dict[int, Outstanding] = {}
         self.free_us = 0
         self.correction = 1.0
+        self._finished = 0
         self.draining = False
         self.update(profile, cheapest)
 
@@ -90,7 +91,8 @@ class Worker:
             return None
         took_us = max(1, done.finished_us - done.started_us)
         ratio = took_us / outstanding.expected_us * self.correction
-        self.correction += (ratio - self.correction) * _CORRECTION_GAIN
+        self._finished += 1
+        self.correction += (ratio - self.correction) * max(_CORRECTION_GAIN, 1 / (self._finished + 1))
         self.free_us = done.finished_us
         for waiting in self.batches.values():
             self.free_us = max(self.free_us, waiting.ready_us) + waiting.expected_us

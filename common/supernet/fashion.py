@@ -59,7 +59,7 @@ def choose(
 def publish(
     folder: Path, model: Elastic, chosen: list[Candidate], test: Images, training: Mapping[str, Any], tried: int
 ) -> list[Subnet]:
-    """Measure the chosen subnets on the test set, this once, and write the artifact with its sample images."""
+    """Measure the chosen subnets on the test set, which chooses nothing, and write the artifact and its samples."""
     actuator = Actuator(model)
     subnets = []
     for candidate in chosen:
@@ -77,7 +77,7 @@ def _measured(tried: int) -> dict[str, str]:
     """How the figures of pareto.json came about."""
     return {
         "accuracy": f"percent of {HELD_OUT} training images that were held out of training; they chose the subnets",
-        "test_accuracy": "percent of the 10,000 test images, measured once on the subnets chosen",
+        "test_accuracy": "percent of the 10,000 test images, which chose nothing",
         "statistics": f"SubnetNorm statistics from {CALIBRATION} training images",
         "search": f"{tried} subnets tried, with their latency on the training machine, one thread",
     }

@@ -40,7 +40,7 @@ class Engine(Protocol):
     def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
         """Actuate ``subnet``, infer all rows as one batch, and return each query's output bytes.
 
-        Raises ValueError for a payload whose size is not ``rows`` times that of one row; KeyError for no such subnet.
+        Raises ValueError for a payload whose size is not ``rows`` times that of one row, or an unknown subnet.
         """
 
 
