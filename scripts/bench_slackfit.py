@@ -47,7 +47,9 @@ VARIANTS = [
 
 def main() -> None:
     """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench-slackfit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--policy", action="append", help="policy spec, repeatable; default: SlackFit's options, one by one"
     )
