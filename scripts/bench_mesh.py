@@ -31,7 +31,6 @@ from services.mesh import Mesh
 
 MODEL = "fashion-resnet"
 NEGLIGIBLE_US = 1
-BATCH_SIZES = (1, 2, 4, 8, 16)
 FLOOD_QPS = 40_000  # more than can be served: the connections are what bounds the load
 SLO_MS = 10_000.0  # nothing is late, so every query takes the whole way
 WARM_UP_QUERIES = 2_000
@@ -39,11 +38,12 @@ WARM_UP_QUERIES = 2_000
 console = Console(stderr=True)
 
 
-def profile(path: Path) -> Path:
+def profile(path: Path, max_batch: int) -> Path:
     """Write the profile of a device that takes no time."""
-    latencies = [NEGLIGIBLE_US] * len(BATCH_SIZES)
+    sizes = [1, max_batch]
+    latencies = [NEGLIGIBLE_US] * len(sizes)
     subnet = {"id": "instant", "accuracy": 50.0, "median_us": latencies, "p95_us": latencies}
-    document = {"format": 1, "device": "none", "executor": "emulated", "batch_sizes": BATCH_SIZES, "subnets": [subnet]}
+    document = {"format": 1, "device": "none", "executor": "emulated", "batch_sizes": sizes, "subnets": [subnet]}
     path.write_text(json.dumps(document))
     return path
 
@@ -57,7 +57,7 @@ async def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         mesh = Mesh(url, ("--log-level", "warning"), log)
         try:
             with console.status("starting the mesh"):
-                gateway = await start(mesh, args, profile(folder / "instant.json"))
+                gateway = await start(mesh, args, profile(folder / "instant.json", args.max_batch))
             await flood(gateway, 1, WARM_UP_QUERIES, args)
             return [
                 await measure(mesh, gateway, rows, args)
@@ -162,10 +162,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=30_000, help="queries per run (default: 30000)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="rows a request (default: 1 8)")
-    parser.add_argument("--connections", type=int, default=64, help="connections of the closed loop (default: 64)")
+    parser.add_argument("--connections", type=int, default=256, help="connections of the closed loop (default: 256)")
     parser.add_argument("--workers", type=int, default=1, help="worker processes (default: 1)")
     parser.add_argument("--gateways", type=int, default=1, help="gateway processes (default: 1)")
     parser.add_argument("--max-in-flight", type=int, default=8, help="batches at a worker at a time (default: 8)")
+    parser.add_argument("--max-batch", type=int, default=64, help="rows of a worker's largest batch (default: 64)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     return parser.parse_args()
 

@@ -31,7 +31,7 @@ POLICIES = ("slackfit", "fixed:largest", "fixed:smallest")
 TRACE = "bursty:base=1,variant=3,cv2=4"
 # Of what the smallest subnet sustains: bursts of this trace then exceed what the largest can do many times over, and
 # stay within what the smallest can.
-LOAD = 0.35
+LOAD = 0.28
 # The capacity is read off a ramp, in shares of what the worker's profile promises: past the rate that the mesh
 # sustains, goodput falls.
 RAMP = (0.1, 1.3)

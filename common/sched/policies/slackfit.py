@@ -104,14 +104,16 @@ class SlackFit:
 def _expected_choice(view: View, rows: int) -> Choice | None:
     """Return the cheapest subnet for a head that will probably make it, though the learned margin says it may not.
 
-    The margin is a high quantile, and of few batches the worst: a reason to be quick, not to let a query go. None if
-    the batch would not make it at the latency expected, so that shedding still protects those behind.
+    The margin, and with it the start that the view assumes behind a running batch, is a high quantile, and of few
+    batches the worst: a reason to be quick, not to let a query go. None if the batch would not make it at the latency
+    and the start expected, so that shedding still protects those behind.
     """
     profile, head = view.profile, view.head
     subnet = view.worker.cheapest_for(head.min_accuracy, head.rows)
     packed = max(head.rows, min(rows, view.queue.rows))
     expected_us = profile.latency_us(subnet, packed, "median") * view.worker.correction
-    return Choice(subnet, max(head.rows, rows)) if expected_us <= view.slack_us else None
+    slack_us = view.slack_us + view.start_us - max(view.now_us, view.worker.free_us)
+    return Choice(subnet, max(head.rows, rows)) if expected_us <= slack_us else None
 
 
 @lru_cache(maxsize=256)
