@@ -100,9 +100,7 @@ class WorkerSettings(ServiceSettings):
     executor: Literal["torch", "emulated"] = Field(
         "torch", description="torch computes; emulated occupies the worker for the profile's latency instead"
     )
-    profile: str | None = Field(
-        None, description="emulated only: name of a shipped profile, or a file; by default the model's own"
-    )
+    profile: str | None = Field(None, description="emulated only: name of a shipped profile, or a file")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="auto, cpu or cuda:N")
     cache_dir: str | None = Field(
         None, description="folder for measured profiles; by default the user's cache folder (XDG_CACHE_HOME)"

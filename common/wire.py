@@ -107,7 +107,6 @@ class Done:
 
     worker: str
     batch: int
-    received_us: int
     started_us: int
     finished_us: int
     idle_us: int
@@ -120,7 +119,6 @@ class WorkBatch:
     batch: int
     subnet: str
     policy: str
-    dispatched_us: int
     records: list[WorkRecord]
 
 
@@ -223,7 +221,7 @@ def decode(header: bytes) -> Message:
             gateway, rows = values
             return Pack(gateway, [QueryRecord._make(row) for row in rows])
         if kind is WorkBatch:
-            values[4] = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in values[4]]
+            values[3] = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in values[3]]
         if kind is Answers:
             values[8] = [Answer._make(row) for row in values[8]]
         if kind is Rejections:

@@ -11,22 +11,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from common.tensors import DTYPES
 from loadgen.errors import InputError
 
-DTYPES = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-}
 Tensors = Mapping[str, NDArray[Any]]
 
 

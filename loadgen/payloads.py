@@ -13,8 +13,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from common.tensors import DTYPES
 from loadgen.errors import InputError
-from loadgen.oip import DTYPES, Endpoint, ModelSpec, Tensors, TensorSpec, infer_request
+from loadgen.oip import Endpoint, ModelSpec, Tensors, TensorSpec, infer_request
 from loadgen.records import LABEL
 
 _LABELS = "labels"  # their name in a data file
@@ -144,7 +145,7 @@ def _random_batch(model: ModelSpec, rows: int, rng: np.random.Generator) -> dict
         shape = (rows, *spec.shape[1:])
         if spec.datatype not in DTYPES or -1 in shape:
             raise InputError("data", "(missing)", f"cannot invent {spec.name}: {spec.datatype} {list(spec.shape)}")
-        dtype = np.dtype(DTYPES[spec.datatype])
+        dtype = DTYPES[spec.datatype]
         integers = rng.integers(0, 2 if dtype == np.bool_ else 128, shape)
         batch[spec.name] = (rng.random(shape) if dtype.kind == "f" else integers).astype(dtype)
     return batch

@@ -63,7 +63,8 @@ class Mesh:
             sys.executable,
             *("-m", "services.cli", kind, "--redis", self.redis_url, *self._flags, *flags),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            # Only a gateway has a line for us; a pipe that nobody empties would block its writer one day.
+            stdout=asyncio.subprocess.PIPE if kind == "gateway" else asyncio.subprocess.DEVNULL,
             stderr=self._log,
             env=child_environment(),
             start_new_session=True,

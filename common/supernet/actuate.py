@@ -7,6 +7,7 @@ built once, kept, and assigned on each actuation. Plans exist for calibrated sub
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -24,7 +25,7 @@ class JsonForm(Protocol):
         """As plain JSON."""
 
 
-class Elastic(nn.Module):
+class Elastic(nn.Module, ABC):
     """A supernet: a module whose operators take their settings from a control tuple. A family derives from it."""
 
     family: ClassVar[str]
@@ -32,20 +33,20 @@ class Elastic(nn.Module):
     space: Space
 
     @classmethod
+    @abstractmethod
     def from_json(cls, architecture: Mapping[str, Any], space: Space) -> Elastic:
         """The untrained supernet that `architecture.to_json()` describes. Raises SpecError naming what is wrong."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settings(self, control: Control) -> Iterator[Setting]:
         """The settings that actuate a subnet, of the operators that it uses.
 
         Raises: SpecError when the control is not in the space; MissingStatisticsError, see SubnetNorm.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def static(self, control: Control) -> nn.Module:
         """An ordinary module of one subnet's shape, whose parameters bear the names of those they are cut from."""
-        raise NotImplementedError
 
     def channels_last(self) -> Elastic:
         """Lay the weights out in memory by pixel, then channel: faster on CPU than the default, most so in batches."""

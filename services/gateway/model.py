@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from common.tensors import DTYPES, row_bytes
+
 VERSION = "1"  # the protocol wants one; a supernet's subnets are not versions
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +28,7 @@ class Tensor:
         name, datatype, shape = document["name"], document["datatype"], tuple(document["shape"])
         if not isinstance(name, str) or not all(isinstance(size, int) and size > 0 for size in shape):
             raise ValueError(f"tensor {name!r} of shape {shape}")
-        dtype = DTYPES[datatype]
-        return cls(name, datatype, shape, dtype, math.prod(shape) * dtype.itemsize)
+        return cls(name, datatype, shape, DTYPES[datatype], row_bytes(datatype, shape))
 
     def metadata(self) -> dict[str, Any]:
         """Return the protocol's metadata; -1 stands for any number of rows."""

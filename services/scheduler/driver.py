@@ -103,14 +103,14 @@ class Driver:
         now_us = self._clock.now_us()
         if self._event_log is not None:
             self._event_log.append(event, now_us)
-        self._execute(self.core.handle(event, now_us), now_us)
+        self._execute(self.core.handle(event, now_us))
 
-    def _execute(self, commands: list[Command], now_us: int) -> None:
+    def _execute(self, commands: list[Command]) -> None:
         wake_us = None
         for command in commands:
             match command:
                 case Dispatch(batch):
-                    self._dispatch(batch, now_us)
+                    self._dispatch(batch)
                 case Reject(query, reason):
                     if held := self.ledger.release(query.id):
                         self.outbox.reject(held.gateway, query.id, reason)
@@ -118,12 +118,12 @@ class Driver:
                     wake_us = at_us
         self._wake_at(wake_us)
 
-    def _dispatch(self, batch: Batch, now_us: int) -> None:
+    def _dispatch(self, batch: Batch) -> None:
         held = [one for query in batch.queries if (one := self.ledger.release(query.id)) is not None]
         if len(held) < len(batch.queries):
             # Redis lost a stream that we had acked into; the gateway answers these by its own timeout.
             _log.error("payload_lost", batch=batch.id, queries=len(batch.queries) - len(held))
-        self.outbox.batch(batch, held, self._policy, now_us)
+        self.outbox.batch(batch, held, self._policy)
 
     def _wake_at(self, at_us: int | None) -> None:
         if self._timer is not None:

@@ -48,11 +48,11 @@ class Outbox:
     _busy: int = 0  # flushes and settlements under way
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def batch(self, batch: Batch, held: list[Held], policy: str, now_us: int) -> None:
+    def batch(self, batch: Batch, held: list[Held], policy: str) -> None:
         """Send a batch to its worker."""
         attempts = {query.id: query.attempts for query in batch.queries}
         records = [wire.WorkRecord(h.gateway, attempts[h.record.id], h.record) for h in held]
-        header = wire.encode(wire.WorkBatch(batch.id, batch.subnet, policy, now_us, records))
+        header = wire.encode(wire.WorkBatch(batch.id, batch.subnet, policy, records))
         payload = b"".join([h.payload for h in held])
         stream = keys.work(self.model, batch.worker)
         self._sending.append(Sending(Outgoing(stream, header, payload), batch, tuple(held)))

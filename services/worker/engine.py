@@ -6,26 +6,20 @@ input tensors of each query one after the other, and so the outputs (``rows`` x 
 
 from __future__ import annotations
 
-import math
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from common.errors import ConfigError
+from common.tensors import DTYPES, row_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from common.sched.profile import Profile
     from common.supernet.artifact import Supernet
-
-DTYPES: dict[str, type[np.generic]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP32": np.float32,
-}
 
 
 class Engine(Protocol):
@@ -56,9 +50,12 @@ def describe(description: dict[str, Any], profile: Profile) -> dict[str, Any]:
     }
 
 
-def row_bytes(tensor: dict[str, Any]) -> int:
-    """Return the bytes of one row of a tensor specification."""
-    return int(math.prod(tensor["shape"])) * np.dtype(DTYPES[tensor["datatype"]]).itemsize
+def bytes_of(tensor: dict[str, Any]) -> int:
+    """Return the bytes of one row of a tensor of a description; ConfigError for a datatype that there is not."""
+    try:
+        return row_bytes(tensor["datatype"], tensor["shape"])
+    except KeyError as error:
+        raise ConfigError(f"tensor {tensor.get('name')!r}: datatype {tensor.get('datatype')!r} is unknown") from error
 
 
 class TorchEngine:
@@ -71,7 +68,7 @@ class TorchEngine:
         self._supernet = supernet
         self._description = description
         (self._input,) = description["inputs"]
-        self._input_bytes = row_bytes(self._input)
+        self._input_bytes = bytes_of(self._input)
 
     def describe(self) -> dict[str, Any]:
         """See Engine."""
@@ -107,7 +104,7 @@ class EmulatedEngine:
     def __init__(self, description: dict[str, Any], profile: Profile) -> None:
         self.profile = profile
         self._description = description
-        self._output_bytes = sum(row_bytes(tensor) for tensor in description["outputs"])
+        self._output_bytes = sum(bytes_of(tensor) for tensor in description["outputs"])
 
     def describe(self) -> dict[str, Any]:
         """See Engine."""

@@ -29,7 +29,6 @@ class Job:
     entry_id: bytes
     batch: wire.WorkBatch
     payloads: list[memoryview | str]
-    received_us: int
 
 
 @dataclass(frozen=True, slots=True)

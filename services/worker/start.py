@@ -20,7 +20,7 @@ from common import log
 from common.errors import ConfigError
 from common.sched.profile import Profile
 from services.worker import library
-from services.worker.engine import EmulatedEngine, Engine, TorchEngine, row_bytes
+from services.worker.engine import EmulatedEngine, Engine, TorchEngine, bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +104,7 @@ def _measure(supernet: Supernet, path: Path) -> Profile:
 def _warm_up(engine: Engine) -> None:
     """Run each subnet at the smallest and the largest batch, so that no query pays for first-call set-up."""
     (tensor,) = engine.describe()["inputs"]
-    size = row_bytes(tensor)
+    size = bytes_of(tensor)
     for subnet in engine.profile.subnets:
         for rows in (1, engine.profile.max_batch):
             for _ in range(WARM_UP_RUNS):

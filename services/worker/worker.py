@@ -140,12 +140,11 @@ class Worker:
                 await self._streams.ack(keys.WORKER_GROUP, [(entry.stream, entry.id)])
                 continue
             if isinstance(message, wire.WorkBatch):
-                received_us = self._clock.now_us()
                 payloads = await self._payloads(message, memoryview(entry.payload))
                 self._in_hand.add(entry.id)  # only now: if the fetch fails, the entry is pending and read again
                 self._empty.clear()
                 assert self._executor is not None
-                self._executor.submit(Job(entry.id, message, payloads, received_us))
+                self._executor.submit(Job(entry.id, message, payloads))
                 continue
             if isinstance(message, wire.Introduce):
                 await self._hello()
@@ -242,9 +241,7 @@ class Worker:
             )
             for gateway, (answers, payloads) in by_gateway.items()
         ]
-        report = wire.Done(
-            names.worker, batch.batch, done.job.received_us, done.started_us, done.finished_us, done.idle_us
-        )
+        report = wire.Done(names.worker, batch.batch, done.started_us, done.finished_us, done.idle_us)
         return [*entries, Outgoing(names.events, wire.encode(report), create=True)]
 
     async def _report(self, message: wire.Message) -> None:

@@ -17,8 +17,8 @@ MESSAGES: list[wire.Message] = [
     wire.Hello("worker-1", {"format": 1, "subnets": [{"id": "a"}]}, {"name": "m", "labels": ["Hemd", "Schuh é"]}),
     wire.Heartbeat("worker-1"),
     wire.Draining("worker-1"),
-    wire.Done("worker-1", 7, 1, 2, 3, 4),
-    wire.WorkBatch(7, "d1-w12", "slackfit", 99, [wire.WorkRecord("gateway-1", 2, QUERY)]),
+    wire.Done("worker-1", 7, 1, 2, 3),
+    wire.WorkBatch(7, "d1-w12", "slackfit", [wire.WorkRecord("gateway-1", 2, QUERY)]),
     wire.Introduce("scheduler-1"),
     wire.Answers(
         "w", "torch", "d1-w12", "slackfit", 91.5, 4, 10, 20, [wire.Answer(1, 48, ""), wire.Answer(2, 0, "no")]
@@ -36,9 +36,7 @@ query = st.builds(
 )
 batched = st.one_of(
     st.builds(wire.Pack, text, st.lists(query, max_size=4)),
-    st.builds(
-        wire.WorkBatch, uint, text, text, uint, st.lists(st.builds(wire.WorkRecord, text, uint, query), max_size=4)
-    ),
+    st.builds(wire.WorkBatch, uint, text, text, st.lists(st.builds(wire.WorkRecord, text, uint, query), max_size=4)),
     st.builds(
         wire.Answers,
         *(text, text, text, text, st.floats(allow_nan=False), uint, uint, uint),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio as redis
 
 from common import embedded, keys
-from common.streams import Outgoing
+from common.streams import Outgoing, Streams
 from tests.gateway.conftest import Client, Reply, binary_header, image
 from tests.gateway.mesh import DESCRIPTION, MODEL, FakeMesh, Pairs, answer, ignore, outputs_of, reject
 
@@ -241,6 +242,26 @@ async def test_redis_dies_and_comes_back(tmp_path: Path, connect: Connect) -> No
         assert "lost its streams" in gone.error
         await client.gateway.shutdown()
         await mesh.stop()
+
+
+async def test_answers_delivered_into_a_broken_connection(client: Client, mesh: FakeMesh, url: str) -> None:
+    """An answer that Redis gave to this gateway's consumer, and that never arrived, is read back after the break."""
+    mesh.behaviour = ignore
+    waiting = asyncio.create_task(client.infer_binary({**binary_header(), "parameters": {"slo_ms": 30_000}}, image()))
+    pairs = await mesh.until_read(1)
+    await mesh.stop()
+    streams, other = Streams(url), redis.Redis.from_url(url)
+    (stream,) = [name.decode() async for name in other.scan_iter("*:replies:*")]
+    gateway = stream.rpartition(":")[2]
+    await streams.append_all(answer(mesh, gateway, []))  # connects, so that the next one is quick
+    await other.client_kill_filter(_type="normal", skipme=True)
+    await streams.append_all(answer(mesh, gateway, pairs))
+    await streams.read([stream], keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER, count=9, block_ms=1)  # seen by us alone
+    async with asyncio.timeout(10):
+        reply = await waiting
+    assert reply.status == 200
+    await streams.close()
+    await other.aclose()
 
 
 async def test_redis_that_was_never_there(tmp_path: Path, connect: Connect) -> None:

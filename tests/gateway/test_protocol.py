@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import BadRequest, ClientError
+from common.tensors import DTYPES
 from services.gateway.bodies import inflate
 from services.gateway.images import decode, frame_of
-from services.gateway.model import DTYPES, Model
+from services.gateway.model import Model
 from services.gateway.options import parse_query
 from services.gateway.protocol import Planner, parse, split
 from tests.gateway.conftest import binary_header, image, json_request

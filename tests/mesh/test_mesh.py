@@ -286,6 +286,27 @@ async def test_redis_that_forgets_everything(
     assert all(peer.answers[i] for i in ids)
 
 
+async def test_redis_that_keeps_its_data(
+    tmp_path: Path, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """Queries that were queued or on a worker's stream when Redis went are answered once it is back with its data."""
+    home = tmp_path / "r"
+    home.mkdir()
+    slow = profile_file(small_us=150_000, large_us=200_000)
+    async with contextlib.AsyncExitStack() as stack:
+        with embedded.server(folder=home, append_only=True) as url:
+            peer = await stack.enter_async_context(Peer(url, model_folder.name))
+            await stack.enter_async_context(running(scheduler(url, model_folder)))
+            await stack.enter_async_context(running(worker(url, model_folder, slow)))
+            name = (await peer.wait_for_workers(1)).workers[0]["name"]
+            ids = await peer.send([peer.record(slo_ms=60_000) for _ in range(64)])
+            await until(lambda: peer.outstanding(name))
+        with embedded.server(folder=home, append_only=True):
+            await peer.collect(ids)
+            await stack.aclose()
+    assert all(peer.answers[i] and not peer.rejections[i] for i in ids)
+
+
 async def test_event_log_replays_to_the_same_commands(
     redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running, tmp_path: Path
 ) -> None:

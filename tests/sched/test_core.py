@@ -337,13 +337,15 @@ def test_a_hello_that_cannot_be_used_changes_nothing(start: Start) -> None:
 
 
 def test_predictions_follow_what_batches_take(start: Start) -> None:
-    """A worker that is always twice as slow as its profile is soon predicted to be so."""
+    """A worker that is always twice as slow as its profile is soon predicted to be so: half way after one batch."""
     core = start("fixed:small,quantile=median")
     core.hello()
     for i in range(100):
         now_us = 100_000 * i
         (batch,) = dispatched(core.arrive(query(i, now_us + 90_000), now_us=now_us))
         core.finish(batch, now_us, now_us + 20_000)
+        if i == 0:
+            assert core.scheduler.workers["w"].correction == pytest.approx(1.5)
     assert core.scheduler.workers["w"].correction == pytest.approx(2.0, abs=0.01)
     core.arrive(query(1_000, 99_000_000), now_us=20_000_000)
     assert core.scheduler.workers["w"].free_us == pytest.approx(20_020_000, abs=100)

@@ -1,5 +1,7 @@
 """What every policy owes the core, what each one chooses, and how they are named."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +196,18 @@ def test_slackfit_margin_learns_from_residuals() -> None:
     assert policy.choose(view) == Choice("big", 4)
     view.worker.correction = 2.0
     assert policy.choose(view) == Choice("big", 2)
+
+
+def test_slackfit_is_quick_rather_than_let_go_what_will_probably_make_it() -> None:
+    """A margin of few, bad batches, or a running one that may overrun, sheds nothing that is expected to make it."""
+    policy = parse_policy("slackfit:buckets=4,edge=pair,margin=0.99")
+    view = make_view(PROFILE, [query(i) for i in range(9)], 20_000)
+    view.residuals.add(10.0)  # the margin leaves 2 ms, less than any batch takes
+    assert policy.choose(view) == Choice("small", 4)
+    behind = replace(view, start_us=30_000, slack_us=-10_000)  # expected to start at once all the same
+    assert policy.choose(behind) == Choice("small", 4)
+    hopeless = make_view(PROFILE, [query(i) for i in range(9)], 15_999)  # small@4 takes 16 ms
+    assert policy.choose(hopeless) is None
 
 
 @pytest.mark.parametrize("spec", [*ALL, "fixed:big,late=shrink,quantile=median", "slackfit:margin=0.999,buckets=64"])

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from services.worker import library
-from services.worker.engine import EmulatedEngine, Engine, TorchEngine, row_bytes
+from services.worker.engine import EmulatedEngine, Engine, TorchEngine, bytes_of
 
 PIXELS, CLASSES = 784, 10
 ANSWER = 8 + 4 * CLASSES  # bytes per row: a label and the scores
@@ -92,8 +92,8 @@ def test_description_is_what_the_mesh_needs(torch_engine: TorchEngine) -> None:
     """Name, tensors and labels are the model's; subnets ascend in accuracy and are those of the profile."""
     description = torch_engine.describe()
     assert description["name"] == "fashion-resnet"
-    assert [row_bytes(tensor) for tensor in description["inputs"]] == [PIXELS]
-    assert sum(row_bytes(tensor) for tensor in description["outputs"]) == ANSWER
+    assert [bytes_of(tensor) for tensor in description["inputs"]] == [PIXELS]
+    assert sum(bytes_of(tensor) for tensor in description["outputs"]) == ANSWER
     assert len(description["labels"]) == CLASSES
     assert description["max_batch"] == torch_engine.profile.max_batch
     accuracies = [subnet["accuracy"] for subnet in description["subnets"]]
