@@ -35,11 +35,10 @@ def worker(url: str, folder: Path, profile: Path, **settings: object) -> Worker:
 
 
 @contextlib.asynccontextmanager
-async def worker_process(url: str, folder: Path, profile: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker in a process of its own, which a test may kill."""
-    flags = ["--redis", url, "--model", str(folder), "--executor", "emulated", "--profile", str(profile)]
+async def process_of(kind: str, *flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A service in a process of its own, which a test may kill."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.cli", "worker", *flags, preexec_fn=embedded.die_with_parent
+        sys.executable, "-m", "services.cli", kind, *flags, preexec_fn=embedded.die_with_parent
     )
     try:
         yield process
@@ -47,6 +46,11 @@ async def worker_process(url: str, folder: Path, profile: Path) -> AsyncIterator
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def worker_process(url: str, folder: Path, profile: Path) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    flags = ["--redis", url, "--model", str(folder), "--executor", "emulated", "--profile", str(profile)]
+    return process_of("worker", *flags)
 
 
 async def test_every_query_gets_exactly_one_answer(
@@ -239,6 +243,26 @@ async def test_scheduler_that_starts_again_loses_nothing(
             ids += await peer.send([peer.record(slo_ms=60_000) for _ in range(20)])
             await peer.collect(ids)
     assert all(len(peer.answers[i]) == 1 for i in ids)
+
+
+async def test_scheduler_killed(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """kill -9 of the scheduler with queries queued and batches out: one that was standing by serves them all."""
+    slow = profile_file(small_us=100_000, large_us=200_000)
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(worker(redis_url, model_folder, slow)),
+        process_of("scheduler", "--redis", redis_url, "--model", model_folder.name) as leader,
+    ):
+        name = (await peer.wait_for_workers(1)).workers[0]["name"]
+        async with running(scheduler(redis_url, model_folder)):
+            ids = await peer.send([peer.record(slo_ms=60_000) for _ in range(80)])
+            await until(lambda: peer.outstanding(name))
+            os.kill(leader.pid, signal.SIGKILL)
+            ids += await peer.send([peer.record(slo_ms=60_000) for _ in range(20)])
+            await peer.collect(ids, timeout_s=30)
+    assert all(peer.answers[i] and not peer.rejections[i] for i in ids)
 
 
 async def test_standby_takes_over(
