@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from common.supernet.actuate import Elastic
 from common.supernet.data import DataError, Images, read_fashion, split
 from common.supernet.fashion import HELD_OUT, NAME, SPLIT_SEED, choose, fashion_resnet, publish
-from common.supernet.resnet import ElasticResNet
 from common.supernet.train import Recipe, Step, Trainer, fit
 
 HERE = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _train(model: ElasticResNet, train: Images, recipe: Recipe, checkpoint: Path, *, resume: bool) -> Trainer:
+def _train(model: Elastic, train: Images, recipe: Recipe, checkpoint: Path, *, resume: bool) -> Trainer:
     trainer = Trainer(model, train, recipe)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if resume:

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.supernet.actuate import Elastic
+from common.supernet.families import FAMILIES
 from common.supernet.measure import profile
 from common.supernet.operators import MissingStatisticsError
-from common.supernet.resnet import ElasticResNet
 from common.supernet.spec import Space, SpecError, TensorSpec
 from common.supernet.supernet import ModelSpec, Subnet, Supernet
 
@@ -47,15 +47,14 @@ class Notes:
     measured: Mapping[str, Any]
 
 
-FAMILIES: dict[str, type[Elastic]] = {ElasticResNet.family: ElasticResNet}
-
-
 def save(folder: Path, model: Elastic, spec: ModelSpec, subnets: Sequence[Subnet], notes: Notes) -> None:
     """Write a supernet with the statistics of its subnets; files that are there are replaced.
 
-    Raises: MissingStatisticsError when a subnet is not calibrated.
+    Raises: MissingStatisticsError when a subnet is not calibrated; ValueError when no family builds this supernet.
     """
-    weights = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
+    if model.origin is None or model.origin.family not in FAMILIES:
+        raise ValueError(f"only supernets of a family can be saved and read again: {', '.join(FAMILIES)}")
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.net.named_parameters()}
     statistics: dict[str, Tensor] = {}
     for subnet in subnets:
         found = {
@@ -72,8 +71,8 @@ def save(folder: Path, model: Elastic, spec: ModelSpec, subnets: Sequence[Subnet
     description = {
         "format": FORMAT,
         **spec.to_json(),
-        "family": model.family,
-        "architecture": model.architecture.to_json(),
+        "family": model.origin.family,
+        "architecture": dict(model.origin.architecture),
         "space": model.space.to_json(),
         "preprocessing": notes.preprocessing,
         "training": dict(notes.training),
@@ -120,14 +119,14 @@ def _read_description(path: Path) -> tuple[Elastic, ModelSpec]:
             labels=tuple(map(str, _get(data, "labels", list, path))),
         )
         space = Space.from_json(_get(data, "space", dict, path))
-        return FAMILIES[family].from_json(_get(data, "architecture", dict, path), space), spec
+        return FAMILIES[family](_get(data, "architecture", dict, path), space), spec
     except SpecError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
 def _fill_weights(model: Elastic, path: Path) -> None:
     """Copy the shared weights from the file into the model; names and shapes must agree exactly."""
-    tensors, parameters = _read_tensors(path), dict(model.named_parameters())
+    tensors, parameters = _read_tensors(path), dict(model.net.named_parameters())
     for name in sorted(tensors.keys() ^ parameters.keys()):
         what = "is missing" if name in parameters else "is no weight of this model"
         raise ArtifactError(f"{path}: {name} {what}")

@@ -1,8 +1,8 @@
 """SubnetNorm statistics: the mean and variance that each norm of a subnet sees on training images.
 
 Source: SuperServe section 3 (SubnetNorm: statistics precomputed by forward passes over training data). The supernet
-runs in training mode without gradients, so that every norm normalises by its batch, as it did when the weights were
-learned; what enters a norm is added up over all batches.
+runs without gradients and its norms in training mode, so that every norm normalises by its batch, as it did when the
+weights were learned; what enters a norm is added up over all batches.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def calibrate(model: Elastic, control: Control, batches: Iterable[Tensor]) -> No
     norms, training = model.norms(), model.training
     hooks = [norm.register_forward_pre_hook(partial(watch, name)) for name, norm in norms.items()]
     try:
-        model.train()
+        model.eval()
+        for norm in norms.values():
+            norm.train()
         with torch.no_grad():
             apply(model, control)
             for batch in batches:

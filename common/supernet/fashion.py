@@ -10,7 +10,7 @@ from common.supernet import artifact
 from common.supernet.actuate import Actuator, Elastic
 from common.supernet.data import FASHION_LABELS, Images
 from common.supernet.measure import BATCH_SIZES, accuracy, cost
-from common.supernet.resnet import Architecture, ElasticResNet
+from common.supernet.resnet import Architecture, build
 from common.supernet.search import Candidate, candidates, evaluate, pareto, spread
 from common.supernet.spec import Space, TensorSpec
 from common.supernet.supernet import ModelSpec, Subnet
@@ -34,11 +34,11 @@ SPEC = ModelSpec(
 )
 
 
-def fashion_resnet() -> ElasticResNet:
+def fashion_resnet() -> Elastic:
     """The untrained supernet: 32, 64 and 128 channels at 28 x 28, 14 x 14 and 7 x 7; up to 8 blocks."""
     architecture = Architecture(channels=(32, 64, 128), classes=10, image=(28, 28), mean=73.0, std=90.0)
     space = Space(depth=((1, 2), (1, 2, 3), (1, 2, 3)), width=((12, 25, 50, 75, 100),) * 3, expand=((25, 50, 100),) * 3)
-    return ElasticResNet(architecture, space)
+    return build(architecture, space)
 
 
 def choose(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.supernet.actuate import Elastic
+from common.supernet.actuate import Elastic, extract
 from common.supernet.data import Images
 from common.supernet.spec import Control
 from common.supernet.supernet import TORCH_TYPES, Supernet
@@ -122,9 +122,9 @@ def device_name(device: torch.device) -> str:
 def cost(model: Elastic, control: Control, row: Tensor) -> tuple[int, int]:
     """Multiply-accumulates of convolutions and linear layers for one row, and the number of weights, of a subnet.
 
-    row: [1, *shape of the input].
+    row: [1, *shape of the input]. Raises: as `extract`.
     """
-    static = model.static(control).eval()
+    static = extract(model, control)
     macs = 0
 
     def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:

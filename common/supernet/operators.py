@@ -1,9 +1,9 @@
 """The three operators of SubNetAct: LayerSelect, WeightSlice and SubnetNorm.
 
-Source: SuperServe section 3 and appendix A.1. An operator holds the one shared set of weights and a single mutable
-attribute, `active`: what the current subnet uses of them. To actuate a subnet is to assign `active` on each operator.
-Every value of `active` is a view or a reference, but for SubnetNorm's scale and shift, two numbers per channel that
-combine weights and statistics: no convolution or linear weight is ever copied.
+Source: SuperServe section 3 and appendix A.1. An operator takes the place of an ordinary module and holds its very
+parameters; a mutable attribute, `active`, says what the current subnet uses of them. To actuate a subnet is to assign
+`active` on each operator. A value of `active` is a view or a reference, but for SubnetNorm's scale and shift, two
+numbers per channel that combine weights and statistics, and for weights that a plan has folded or cast (`actuate`).
 
 While a model trains, actuation is repeated at each step, so that the views are part of the autograd graph and
 gradients reach the shared weights. For inference they are made once (`actuate.Actuator`).
@@ -11,7 +11,7 @@ gradients reach the shared weights. For inference they are made once (`actuate.A
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +24,18 @@ class MissingStatisticsError(RuntimeError):
 
 
 class Setting(NamedTuple):
-    """One assignment of an actuation: `operator.active = value`."""
+    """One assignment of an actuation: `module.attribute = value`."""
 
-    operator: Operator
+    module: nn.Module
+    attribute: str
     value: Any
 
 
 def assign(settings: Iterable[Setting]) -> None:
     """Actuate: make each assignment, past nn.Module's bookkeeping of attributes, which costs several times as much."""
     put = object.__setattr__
-    for operator, value in settings:
-        put(operator, "active", value)
+    for module, attribute, value in settings:
+        put(module, attribute, value)
 
 
 class Operator(nn.Module):
@@ -44,68 +45,86 @@ class Operator(nn.Module):
 
 
 class LayerSelect(Operator):
-    """A stage that runs its first `depth` blocks and skips the others."""
+    """An nn.Sequential or nn.ModuleList that runs some of its modules and skips the others, under the same names.
+
+    Called, it runs the active ones in a row; iterated or indexed, as owners of a ModuleList do, it shows only them.
+    """
 
     active: tuple[nn.Module, ...]
 
-    def __init__(self, blocks: list[nn.Module]) -> None:
+    def __init__(self, container: nn.Sequential | nn.ModuleList) -> None:
         super().__init__()
-        for index, block in enumerate(blocks):
-            self.add_module(str(index), block)  # the names an nn.Sequential of these blocks would have
-        self.blocks = tuple(blocks)
-        self.active = self.blocks
+        for name, block in container.named_children():
+            self.add_module(name, block)
+        self.kind = type(container)
+        self.training = container.training
+        self.active = tuple(self.children())
 
-    def setting(self, depth: int) -> Setting:
-        """Run the first `depth` blocks."""
-        return Setting(self, self.blocks[:depth])
+    def setting(self, skipped: frozenset[str]) -> Setting:
+        """Run all modules but those of these names."""
+        return Setting(self, "active", tuple(m for name, m in self.named_children() if name not in skipped))
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.active)
+
+    def __len__(self) -> int:
+        return len(self.active)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.active[index]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the active blocks, one after the other."""
+        """Run the active modules, one after the other."""
         for block in self.active:
             x = block(x)
         return x
 
 
-class WeightSliceConv2d(Operator):
-    """A convolution without bias that uses the first output and input channels of one shared weight."""
+class Weights(NamedTuple):
+    """What a convolution or linear layer computes with."""
 
-    active: Tensor
+    weight: Tensor
+    bias: Tensor | None
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+
+class WeightSlice(Operator):
+    """A layer that uses the first output and input channels of one shared weight."""
+
+    active: Weights
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        self.stride, self.padding = stride, kernel // 2
-        self.active = self.weight.detach()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.training = layer.training
+        self.active = Weights(self.weight, self.bias)
 
-    def setting(self, inputs: int, outputs: int) -> Setting:
-        """Use the first `outputs` filters over the first `inputs` channels."""
-        return Setting(self, self.weight[:outputs, :inputs])
+    def cut(self, inputs: int | None, outputs: int | None) -> Weights:
+        """Views of the first `outputs` rows over the first `inputs` columns; None stands for all."""
+        weight, bias = self.weight, self.bias
+        if outputs is not None:
+            weight, bias = weight[:outputs], None if bias is None else bias[:outputs]
+        return Weights(weight if inputs is None else weight[:, :inputs], bias)
+
+
+class WeightSliceConv2d(WeightSlice):
+    """A convolution in one group, zero-padded."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(layer)
+        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
-        return functional.conv2d(x, self.active, stride=self.stride, padding=self.padding)
+        """x: [N, inputs, H, W] -> [N, outputs, H', W']."""
+        weight, bias = self.active
+        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
 
 
-class WeightSliceLinear(Operator):
-    """A linear layer that uses the first input features of one shared weight; its outputs are fixed."""
-
-    active: Tensor
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        nn.init.normal_(self.weight, std=0.01)
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        self.active = self.weight.detach()
-
-    def setting(self, inputs: int) -> Setting:
-        """Use the first `inputs` features."""
-        return Setting(self, self.weight[:, :inputs])
+class WeightSliceLinear(WeightSlice):
+    """A linear layer; of an attention's, a slice of channels is a slice of heads."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [N, inputs] -> [N, outputs]."""
-        return functional.linear(x, self.active, self.bias)
+        """x: [..., inputs] -> [..., outputs]."""
+        return functional.linear(x, *self.active)
 
 
 class BatchStatistics(NamedTuple):
@@ -129,40 +148,44 @@ class SubnetNorm(Operator):
     others, and accuracy collapses. `calibrate.calibrate` fills `statistics` afterwards, subnet by subnet.
     """
 
-    active: BatchStatistics | RunningStatistics
-    eps = 1e-5
+    active: BatchStatistics | RunningStatistics | None  # None: folded into the convolution before, nothing to do
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, overwrite: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight, self.bias = norm.weight, norm.bias
+        self.eps, self.training = norm.eps, norm.training
+        self.overwrite = overwrite  # x is a fresh tensor that nothing else reads
         self.statistics: dict[str, tuple[Tensor, Tensor]] = {}  # subnet id -> mean, var; [active channels] each
-        self.active = BatchStatistics(self.weight.detach(), self.bias.detach())
+        self.active = BatchStatistics(self.weight, self.bias)
 
-    def setting(self, subnet_id: str, channels: int) -> Setting:
+    def setting(self, subnet_id: str, channels: int | None) -> Setting:
         """Normalise the first `channels` channels: in training by the batch, in inference by the subnet's statistics.
 
+        channels: None stands for all.
         Raises: MissingStatisticsError in inference, when the subnet was not calibrated for just that many channels.
         """
         weight, bias = self.weight[:channels], self.bias[:channels]
         if self.training:
-            return Setting(self, BatchStatistics(weight, bias))
-        if subnet_id not in self.statistics or len(self.statistics[subnet_id][0]) != channels:
+            return Setting(self, "active", BatchStatistics(weight, bias))
+        if subnet_id not in self.statistics or self.statistics[subnet_id][0].shape != weight.shape:
             raise MissingStatisticsError(
-                f"subnet {subnet_id} has no SubnetNorm statistics for {channels} channels: calibrate it first"
+                f"subnet {subnet_id} has no SubnetNorm statistics for {len(weight)} channels: calibrate it first"
             )
         mean, var = self.statistics[subnet_id]
         scale = weight * torch.rsqrt(var + self.eps)
         shift = bias - mean * scale
-        return Setting(self, RunningStatistics(scale.view(-1, 1, 1), shift.view(-1, 1, 1)))
+        return Setting(self, "active", RunningStatistics(scale.view(-1, 1, 1), shift.view(-1, 1, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, channels, H, W] -> the same shape, normalised, scaled and shifted per channel.
 
-        In inference x itself is overwritten: it is the fresh output of a convolution that nothing else reads, and
-        a copy would cost more than the arithmetic.
+        In inference x itself is overwritten where nothing else reads it: a copy would cost more than the arithmetic.
         """
-        if isinstance(self.active, RunningStatistics):
-            return torch.addcmul(self.active.shift, x, self.active.scale, out=x)
-        weight, bias = self.active
-        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
+        active = self.active
+        if active is None:
+            return x
+        if isinstance(active, RunningStatistics):
+            if self.overwrite:
+                return torch.addcmul(active.shift, x, active.scale, out=x)
+            return torch.addcmul(active.shift, x, active.scale)
+        return functional.batch_norm(x, None, None, active.weight, active.bias, training=True, eps=self.eps)

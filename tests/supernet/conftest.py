@@ -8,13 +8,15 @@ import torch
 
 import services.worker
 from common.supernet import artifact
+from common.supernet.actuate import Elastic
 from common.supernet.calibrate import calibrate
 from common.supernet.data import Images
-from common.supernet.resnet import Architecture, ElasticResNet
+from common.supernet.resnet import Architecture
+from common.supernet.resnet import build as build_resnet
 from common.supernet.spec import Control, Space
 from common.supernet.supernet import Supernet
 
-Build = Callable[..., ElasticResNet]
+Build = Callable[..., Elastic]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,11 +37,10 @@ def space() -> Space:
 def build(space: Space) -> Build:
     """Build a small supernet with random weights, each of `controls` with random statistics: `build(control, ...)`."""
 
-    def factory(*controls: Control, seed: int = 0) -> ElasticResNet:
+    def factory(*controls: Control, seed: int = 0) -> Elastic:
         torch.manual_seed(seed)
         architecture = Architecture((8, 16, 24), classes=5, image=(14, 14), mean=100.0, std=70.0)
-        model = ElasticResNet(architecture, space).channels_last()
-        assert isinstance(model, ElasticResNet)
+        model = build_resnet(architecture, space).channels_last()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("weight") and parameter.ndim == 1:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from common.supernet.actuate import Actuator, apply, extract
+from common.supernet.actuate import Actuator, Elastic, apply, extract
 from common.supernet.operators import (
     LayerSelect,
     MissingStatisticsError,
@@ -17,7 +17,7 @@ from common.supernet.operators import (
     WeightSliceConv2d,
     WeightSliceLinear,
 )
-from common.supernet.resnet import ElasticResNet
+from common.supernet.resnet import Architecture, ResNet
 from common.supernet.spec import Control, Space, SpecError
 from tests.supernet.conftest import Build, pictures
 
@@ -35,6 +35,30 @@ def test_actuated_equals_extracted(build: Build, space: Space) -> None:
             for batch in (1, 3, 16):
                 images = pictures(batch, seed=batch).images
                 torch.testing.assert_close(model(images), static(images), rtol=1e-5, atol=1e-5)
+
+
+def test_actuated_equals_a_network_built_small(build: Build, space: Space) -> None:
+    """A subnet is the plain network of its widths and depths, filled with the leading part of each shared weight."""
+    rng = random.Random(4)
+    controls = [space.smallest, *(space.sample(rng) for _ in range(20))]
+    model = build(*controls)
+    assert model.origin is not None
+    architecture = Architecture.from_json(model.origin.architecture)
+    shared = dict(model.net.named_parameters())
+    actuator, images = Actuator(model), pictures(5).images
+    for control in controls:
+        active = model.layout.active(control)
+        small = ResNet(architecture, active[:3], active[3:], control.depth).eval()
+        with torch.inference_mode():
+            for name, parameter in small.named_parameters():
+                parameter.copy_(shared[name][tuple(slice(extent) for extent in parameter.shape)])
+            for name, norm in model.norms().items():
+                if control.id in norm.statistics:
+                    reference = small.get_submodule(name)
+                    assert isinstance(reference, torch.nn.BatchNorm2d)
+                    reference.running_mean, reference.running_var = norm.statistics[control.id]
+            actuator.actuate(control.id)
+            torch.testing.assert_close(model(images), small(images), rtol=1e-5, atol=1e-5)
 
 
 def test_extracted_holds_only_its_own_weights(build: Build, space: Space) -> None:
@@ -59,8 +83,8 @@ def test_actuation_copies_no_weight(build: Build, space: Space) -> None:
         actuator.actuate(control.id)
         for operator in model.modules():
             if isinstance(operator, WeightSliceConv2d | WeightSliceLinear):
-                assert operator.active.data_ptr() == operator.weight.data_ptr()
-                assert operator.active.untyped_storage().nbytes() == operator.weight.numel() * 4
+                assert operator.active.weight.data_ptr() == operator.weight.data_ptr()
+                assert operator.active.weight.untyped_storage().nbytes() == operator.weight.numel() * 4
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == where
 
 
@@ -69,12 +93,12 @@ def test_slice_is_the_leading_part(build: Build, space: Space) -> None:
     control = space.parse("d1-w50-e50.50.100")
     model = build(control)
     Actuator(model).actuate(control.id)
-    stage = model.stages[1]
+    stage = model.net.get_submodule("stages.1")
     assert isinstance(stage, LayerSelect)
-    assert stage.active == stage.blocks[:1]
-    conv = model.get_submodule("stages.1.0.conv1")
+    assert stage.active == (stage.get_submodule("0"),)
+    conv = model.net.get_submodule("stages.1.0.conv1")
     assert isinstance(conv, WeightSliceConv2d)
-    assert torch.equal(conv.active, conv.weight[:4, :4])  # 8 of 16 channels at half expansion, from 4 of 8
+    assert torch.equal(conv.active.weight, conv.weight[:4, :4])  # 8 of 16 channels at half expansion, from 4 of 8
 
 
 def test_switching_back_changes_nothing(build: Build, space: Space) -> None:
@@ -113,7 +137,7 @@ def test_uncalibrated_subnet_is_refused(build: Build, space: Space) -> None:
 def test_statistics_of_another_width_are_refused(build: Build, space: Space) -> None:
     """Statistics for another number of channels than the subnet has are no statistics of it."""
     model = build(space.smallest)
-    model.norm.statistics[space.smallest.id] = (torch.zeros(3), torch.ones(3))
+    model.norms()["norm"].statistics[space.smallest.id] = (torch.zeros(3), torch.ones(3))
     with pytest.raises(MissingStatisticsError, match="for 4 channels"):
         Actuator(model).actuate(space.smallest.id)
 
@@ -122,13 +146,13 @@ def test_plan_is_built_once(build: Build, space: Space, monkeypatch: pytest.Monk
     """Only a subnet's first actuation, and the first after `forget`, asks the model for settings."""
     model = build(space.smallest, space.largest)
     asked: list[str] = []
-    settings = ElasticResNet.settings
+    settings = Elastic.settings
 
-    def counted(self: ElasticResNet, control: Control) -> Iterator[Setting]:
+    def counted(self: Elastic, control: Control) -> Iterator[Setting]:
         asked.append(control.id)
         return settings(self, control)
 
-    monkeypatch.setattr(ElasticResNet, "settings", counted)
+    monkeypatch.setattr(Elastic, "settings", counted)
     actuator = Actuator(model)
     for _ in range(3):
         actuator.actuate(space.smallest.id)
@@ -156,8 +180,8 @@ def test_gradients_reach_the_active_part_only(build: Build, space: Space) -> Non
     model = build()
     apply(model, space.parse("d1-w50-e50.50.100"))
     model(pictures(6).images).square().sum().backward()
-    stem = model.stem.weight.grad
+    stem = model.net.get_parameter("stem.weight").grad
     assert stem is not None
     assert stem[:4].abs().sum() > 0
     assert stem[4:].abs().sum() == 0
-    assert model.get_parameter("stages.1.1.conv1.weight").grad is None
+    assert model.net.get_parameter("stages.1.1.conv1.weight").grad is None

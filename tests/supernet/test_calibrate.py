@@ -6,7 +6,6 @@ from torch import nn
 
 from common.supernet.actuate import Actuator, extract
 from common.supernet.calibrate import Moments, calibrate, statistics_bytes
-from common.supernet.resnet import normalise
 from common.supernet.spec import Space
 from tests.supernet.conftest import Build, pictures
 
@@ -26,10 +25,11 @@ def test_first_norm_sees_the_concatenated_data(build: Build, space: Space) -> No
     model, images = build(), pictures(50).images
     calibrate(model, space.largest, (images[start : start + 16] for start in range(0, 50, 16)))
     with torch.no_grad():
-        inputs = nn.functional.conv2d(normalise(images, model.architecture), model.stem.weight, padding=1).double()
+        pixels = (images.unsqueeze(1).float() - 100) / 70
+        inputs = nn.functional.conv2d(pixels, model.net.get_parameter("stem.weight"), padding=1).double()
     var, mean = torch.var_mean(inputs, dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(
-        model.norm.statistics[space.largest.id], (mean.float(), var.float()), rtol=1e-4, atol=1e-5
+        model.norms()["norm"].statistics[space.largest.id], (mean.float(), var.float()), rtol=1e-4, atol=1e-5
     )
 
 
@@ -61,7 +61,7 @@ def test_only_active_norms_and_channels_are_kept(build: Build, space: Space) -> 
     calibrate(model, space.largest, images)
     skipped = model.norms()["stages.1.2.norm1"].statistics
     assert set(skipped) == {space.largest.id}
-    assert len(model.norm.statistics[space.smallest.id][0]) == 4
+    assert len(model.norms()["norm"].statistics[space.smallest.id][0]) == 4
     small = statistics_bytes(model.norms().values(), space.smallest.id)
     large = statistics_bytes(model.norms().values(), space.largest.id)
     assert 0 < small < large / 3

@@ -39,7 +39,8 @@ def test_cells_take_turns() -> None:
 
 def test_macs_by_hand(build: Build, space: Space) -> None:
     """Multiply-accumulates and weights of the smallest subnet are what a pencil gives."""
-    macs, params = cost(build(), space.smallest, pictures(1).images)  # 4 channels everywhere, but 8 of 24 in the last
+    model = build(space.smallest)
+    macs, params = cost(model, space.smallest, pictures(1).images)  # 4 channels everywhere, but 8 of 24 in the last
     stem = 9 * 4 * 14 * 14
     first = 2 * 9 * 4 * 4 * 14 * 14
     second = (2 * 9 * 4 * 4 + 4 * 4) * 7 * 7
