@@ -26,7 +26,7 @@ from common.supernet.families import FAMILIES
 from common.supernet.measure import profile
 from common.supernet.operators import MissingStatisticsError
 from common.supernet.spec import Space, SpecError, TensorSpec
-from common.supernet.supernet import ModelSpec, Subnet, Supernet
+from common.supernet.supernet import ModelSpec, Subnet, Supernet, Text
 
 __all__ = ["FORMAT", "ArtifactError", "Notes", "Subnet", "Supernet", "load", "profile", "save"]
 
@@ -47,8 +47,18 @@ class Notes:
     measured: Mapping[str, Any]
 
 
-def save(folder: Path, model: Elastic, spec: ModelSpec, subnets: Sequence[Subnet], notes: Notes) -> None:
+def save(
+    folder: Path,
+    model: Elastic,
+    spec: ModelSpec,
+    subnets: Sequence[Subnet],
+    notes: Notes,
+    tokens: Mapping[str, int] | None = None,
+) -> None:
     """Write a supernet with the statistics of its subnets; files that are there are replaced.
+
+    tokens: of a supernet that reads text, `max`, the length in tokens beyond which texts are cut off, and `profiled`,
+    that of the texts that latency is profiled with; tokenizer.json in the folder is the caller's.
 
     Raises: MissingStatisticsError when a subnet is not calibrated; ValueError when no family builds this supernet.
     """
@@ -60,7 +70,7 @@ def save(folder: Path, model: Elastic, spec: ModelSpec, subnets: Sequence[Subnet
         found = {
             name: norm.statistics[subnet.id] for name, norm in model.norms().items() if subnet.id in norm.statistics
         }
-        if not found:
+        if model.norms() and not found:
             raise MissingStatisticsError(f"subnet {subnet.id} has no SubnetNorm statistics: calibrate it first")
         for name, (mean, var) in found.items():
             statistics[f"{subnet.id}/{name}/mean"] = mean
@@ -76,25 +86,30 @@ def save(folder: Path, model: Elastic, spec: ModelSpec, subnets: Sequence[Subnet
         "space": model.space.to_json(),
         "preprocessing": notes.preprocessing,
         "training": dict(notes.training),
+        **({} if tokens is None else {"tokens": dict(tokens)}),
     }
     _write_json(folder / DESCRIPTION, description)
     pareto = {"format": FORMAT, "measured": dict(notes.measured), "subnets": [_subnet_json(s) for s in subnets]}
     _write_json(folder / PARETO, pareto)
 
 
-def load(folder: Path | str, device: str = "cpu") -> Supernet:
+def load(folder: Path | str, device: str = "cpu", plan_bytes: int | None = None) -> Supernet:
     """Read a supernet from a folder, onto a device, with every subnet of its Pareto set ready to be actuated.
+
+    plan_bytes: as in Supernet.
 
     Raises: ArtifactError.
     """
     folder = Path(folder)
-    model, spec = _read_description(folder / DESCRIPTION)
+    model, spec, tokens = _read_description(folder / DESCRIPTION)
     _fill_weights(model, folder / WEIGHTS)
     subnets = _read_pareto(folder / PARETO, model.space)
     _fill_statistics(model, folder / NORMS, device)
     model.channels_last().to(device)
     try:
-        return Supernet(model, spec, subnets, device)
+        return Supernet(
+            model, spec, subnets, device, None if tokens is None else _read_text(folder, tokens), plan_bytes
+        )
     except MissingStatisticsError as error:
         raise ArtifactError(f"{folder / NORMS}: {error}") from error
 
@@ -105,8 +120,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(0o644)
 
 
-def _read_description(path: Path) -> tuple[Elastic, ModelSpec]:
-    """The untrained model and its spec, from supernet.json."""
+def _read_description(path: Path) -> tuple[Elastic, ModelSpec, Mapping[str, Any] | None]:
+    """The untrained model, its spec, and for one that reads text its `tokens`, from supernet.json."""
     data = _read_json(path)
     family = _get(data, "family", str, path)
     if family not in FAMILIES:
@@ -119,9 +134,23 @@ def _read_description(path: Path) -> tuple[Elastic, ModelSpec]:
             labels=tuple(map(str, _get(data, "labels", list, path))),
         )
         space = Space.from_json(_get(data, "space", dict, path))
-        return FAMILIES[family](_get(data, "architecture", dict, path), space), spec
+        model = FAMILIES[family](_get(data, "architecture", dict, path), space)
     except SpecError as error:
         raise ArtifactError(f"{path}: {error}") from error
+    reads_text = any(tensor.datatype == "BYTES" for tensor in spec.inputs)
+    return model, spec, _get(data, "tokens", dict, path) if reads_text else None
+
+
+def _read_text(folder: Path, tokens: Mapping[str, Any]) -> Text:
+    """How a supernet reads text, from its folder and the `tokens` of its description."""
+    from common.supernet.tokenise import Tokeniser, TokeniserError  # only where text is read: needs tokenizers
+
+    longest = _get(tokens, "max", int, folder / DESCRIPTION)
+    profiled = _get(tokens, "profiled", int, folder / DESCRIPTION)
+    try:
+        return Text(Tokeniser.load(folder, longest), profiled)
+    except TokeniserError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def _fill_weights(model: Elastic, path: Path) -> None:

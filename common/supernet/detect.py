@@ -94,10 +94,15 @@ class _Graph:
         finally:
             model.train(training)
         self.modules = dict(model.named_modules())
+        self._places = {name: place for place, name in enumerate(self.modules)}
         self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
         self.outputs = [n for node in program.graph.nodes if node.op == "output" for n in node.all_input_nodes]
         signature = program.graph_signature
         self._tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+
+    def place(self, name: str) -> int:
+        """Where a module stands among all."""
+        return self._places[name]
 
     def layer(self, node: Node) -> str | None:
         """Name of the module whose weight an operation multiplies or normalises by."""
@@ -152,7 +157,8 @@ class _Channelling:
         """The groups that can be cut, as a layout with these stages."""
         widths, expands = [], []
         blocks = [f"{stage.container}.{name}." for stage in stages for name in stage.blocks]
-        for channels in dict.fromkeys(made.root() for made in self._made.values()):
+        made = {channels.root() for channels in self._made.values()}
+        for channels in sorted(made, key=lambda channels: min(map(self._graph.place, channels.outputs))):
             names = [*channels.outputs, *channels.inputs]
             if channels.fixed is None and not channels.inputs:
                 channels.fixed = "nothing reads its channels"
@@ -168,9 +174,13 @@ class _Channelling:
 
     def _group(self, channels: _Channels) -> Group:
         heads = tuple(self._heads(channels)) if channels.attention is not None else ()
-        divisor = channels.unit if channels.attention is not None else min(8, channels.size)
-        lists = (tuple(channels.outputs), tuple(channels.inputs), tuple(channels.norms))
-        return Group(channels.size, *lists, heads, divisor)
+        place = self._graph.place
+        outputs, inputs, norms = (
+            tuple(sorted(names, key=place)) for names in (channels.outputs, channels.inputs, channels.norms)
+        )
+        if channels.attention is not None:
+            return Group(channels.size, outputs, inputs, norms, heads, unit=channels.unit)
+        return Group(channels.size, outputs, inputs, norms, divisor=min(8, channels.size))
 
     def _heads(self, channels: _Channels) -> Iterator[Heads]:
         """Attributes of the attention that count its heads, or all their features."""
@@ -341,8 +351,7 @@ class _Blocks:
                 here = list(self._stages_of(container))
                 found += [f"{container}.{name}" for stage in here for name in stage.blocks]
                 stages += here
-        order = list(self._graph.modules)
-        return iter(sorted(stages, key=lambda stage: order.index(f"{stage.container}.{stage.blocks[0]}")))
+        return iter(sorted(stages, key=lambda stage: self._graph.place(f"{stage.container}.{stage.blocks[0]}")))
 
     def _stages_of(self, container: str) -> Iterator[Stage]:
         children = [(name, m) for name, m in self._graph.modules[container].named_children()]

@@ -54,7 +54,8 @@ class Heads:
 class Group:
     """Channels that are cut together: all tensors that are added to one another share one group.
 
-    size: channels of the whole network; divisor: an active number is a multiple of it (a head's size, for heads).
+    size: channels of the whole network; unit: channels that are one thing, a head's; an active number is a multiple of
+    unit and divisor.
     outputs, inputs: convolutions and linears whose output or input channels are of it; norms: its BatchNorms.
     of: where not None, the share is not of `size`, but of the active channels of that width group: OFAResNet's
     expansion ratio.
@@ -66,12 +67,13 @@ class Group:
     norms: tuple[str, ...] = ()
     heads: tuple[Heads, ...] = ()
     divisor: int = 1
+    unit: int = 1
     of: int | None = None
 
     def active(self, percent: int, widths: Sequence[int] = ()) -> int:
         """Channels that a share in percent means, given the active channels of the width groups."""
         whole = self.size if self.of is None else widths[self.of]
-        return min(self.size, divisible(whole * percent / 100, self.divisor))
+        return min(self.size, divisible(whole * percent / 100, max(self.divisor, self.unit)))
 
 
 @dataclass(frozen=True, slots=True)

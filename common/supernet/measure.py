@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from common.supernet.actuate import Elastic, extract
 from common.supernet.data import Images
 from common.supernet.spec import Control
-from common.supernet.supernet import TORCH_TYPES, Supernet
+from common.supernet.supernet import Supernet
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 
@@ -77,8 +77,7 @@ def profile(
     Returns the JSON form of a profile, as `common.sched.profile.Profile.from_dict` takes it: microseconds, subnets by
     ascending accuracy, one median and one 95th percentile per batch size.
     """
-    spec = supernet.input
-    rows = torch.zeros((max(batch_sizes), *spec.shape), dtype=TORCH_TYPES[spec.datatype])
+    rows = supernet.example(max(batch_sizes))
 
     def run(subnet_id: str, batch: int) -> None:
         supernet.actuate(subnet_id)

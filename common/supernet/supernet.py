@@ -6,7 +6,7 @@ names, then runs the batch).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,22 +64,44 @@ class Subnet:
         return self.control.id
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """How a supernet reads text.
+
+    tokenise: B texts -> token ids [B, L] int64. profiled: length in tokens of the texts that latency is profiled with.
+    """
+
+    tokenise: Callable[[Sequence[str]], Tensor]
+    profiled: int
+
+
 class Supernet:
     """One weight-shared supernet on one device, and the subnets of it that may serve.
 
     subnets: by ascending accuracy; each is calibrated and its plan is built here, so that no query pays for it.
-    Not thread-safe: one worker thread actuates and infers in turn.
+    text: where the input is text. plan_bytes: bound of the folded plans (`actuate.Actuator`); None: half as much as the
+    shared weights take. Not thread-safe: one worker thread actuates and infers in turn.
     """
 
-    def __init__(self, model: Elastic, spec: ModelSpec, subnets: Sequence[Subnet], device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Elastic,
+        spec: ModelSpec,
+        subnets: Sequence[Subnet],
+        device: str = "cpu",
+        text: Text | None = None,
+        plan_bytes: int | None = None,
+    ) -> None:
         self.spec = spec
         self.subnets = tuple(sorted(subnets, key=lambda subnet: subnet.accuracy))
         self.device = torch.device(device)
-        self._actuator = Actuator(model)
+        self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self.actuator = Actuator(model, self.weight_bytes // 2 if plan_bytes is None else plan_bytes)
         self._ids = {subnet.id for subnet in self.subnets}
+        self._text = text
         (self.input,) = spec.inputs
-        for subnet in self.subnets:
-            self._actuator.actuate(subnet.id)
+        for subnet in sorted(self.subnets, key=lambda subnet: subnet.params):
+            self.actuator.actuate(subnet.id)  # the small ones first: a fold gains them most, and many fit
 
     @property
     def name(self) -> str:
@@ -89,26 +111,45 @@ class Supernet:
     @property
     def model(self) -> Elastic:
         """The module itself: the shared weights and their operators."""
-        return self._actuator.model
+        return self.actuator.model
 
     def actuate(self, subnet_id: str) -> None:
         """Make a subnet the one that runs, in microseconds. Raises KeyError unless it is one of `subnets`."""
         if subnet_id not in self._ids:
             raise KeyError(f"model {self.name} has no subnet {subnet_id!r}; it has {', '.join(sorted(self._ids))}")
-        self._actuator.actuate(subnet_id)
+        self.actuator.actuate(subnet_id)
 
-    def infer(self, rows: Tensor) -> dict[str, Tensor]:
+    def example(self, rows: int) -> Tensor | list[str]:
+        """A batch to time inference with: zeros, or texts of the profiled length."""
+        if self._text is not None:
+            return [" ".join(["the"] * (self._text.profiled - 2))] * rows  # and a token at either end
+        return torch.zeros((rows, *self.input.shape), dtype=TORCH_TYPES[self.input.datatype])
+
+    def infer(self, rows: Tensor | Sequence[str]) -> dict[str, Tensor]:
         """Run the actuated subnet on a batch.
 
-        rows: [B, *shape of the input], of its datatype, on any device.
+        rows: [B, *shape of the input], of its datatype, on any device; or B texts, for a supernet that reads text.
         Returns label [B] int64 and scores [B, classes] float32 that add up to 1, on the supernet's device.
         Raises: ValueError when shape or datatype is another.
         """
+        batch = rows if isinstance(rows, Tensor) else self._tokens(rows)
+        with torch.inference_mode():
+            scores = self.model(self._checked(batch).to(self.device)).softmax(1)  # [B, classes]
+            return {"label": scores.argmax(1), "scores": scores}
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        if self._text is None:
+            raise ValueError(f"input {self.input.name!r} takes {self.input.datatype}, got text")
+        return self._text.tokenise(texts)
+
+    def _checked(self, rows: Tensor) -> Tensor:
+        if self._text is not None:
+            if rows.ndim != 2 or rows.dtype != torch.int64:
+                raise ValueError(f"token ids are INT64 of shape [B, L], got {rows.dtype} of shape {list(rows.shape)}")
+            return rows
         if rows.shape[1:] != self.input.shape or rows.dtype != TORCH_TYPES[self.input.datatype]:
             raise ValueError(
                 f"input {self.input.name!r} takes {self.input.datatype} of shape [B, *{list(self.input.shape)}], "
                 f"got {rows.dtype} of shape {list(rows.shape)}"
             )
-        with torch.inference_mode():
-            scores = self.model(rows.to(self.device)).softmax(1)  # [B, classes]
-            return {"label": scores.argmax(1), "scores": scores}
+        return rows

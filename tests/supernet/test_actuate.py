@@ -142,6 +142,30 @@ def test_statistics_of_another_width_are_refused(build: Build, space: Space) -> 
         Actuator(model).actuate(space.smallest.id)
 
 
+def test_folded_plans_compute_the_same_within_their_bound(build: Build, space: Space) -> None:
+    """A folded plan gives what views give; all folded plans together stay within the bound, and views fill the rest."""
+    rng = random.Random(5)
+    controls = [space.smallest, space.largest, *(space.sample(rng) for _ in range(10))]
+    model, images = build(*controls), pictures(6).images
+    views, expected = Actuator(model), {}
+    with torch.inference_mode():
+        for control in controls:
+            views.actuate(control.id)
+            expected[control.id] = model(images)
+    bound = sum(parameter.nbytes for parameter in model.parameters())
+    actuator = Actuator(model, plan_bytes=bound)
+    for _ in range(2):
+        for control in controls:
+            actuator.actuate(control.id)
+            with torch.inference_mode():
+                torch.testing.assert_close(model(images), expected[control.id], rtol=1e-5, atol=1e-5)
+    folded = [plan for plan in actuator.plans.values() if plan.folded]
+    assert 0 < len(folded) < len(actuator.plans)
+    assert 0 < sum(plan.bytes for plan in folded) <= bound
+    assert all(plan.bytes < bound / 50 for plan in actuator.plans.values() if not plan.folded)
+    assert not any(plan.folded for plan in views.plans.values())
+
+
 def test_plan_is_built_once(build: Build, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a subnet's first actuation, and the first after `forget`, asks the model for settings."""
     model = build(space.smallest, space.largest)
