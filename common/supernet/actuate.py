@@ -50,6 +50,7 @@ class Elastic(nn.Module):
     def __init__(self, net: nn.Module, layout: Layout, space: Space) -> None:
         super().__init__()
         self.net, self.layout, self.space = net, layout, space
+        self.training = net.training
         modules = dict(net.named_modules())
         self._selects = {name: m for name, m in modules.items() if isinstance(m, LayerSelect)}
         self._slices = {name: m for name, m in modules.items() if isinstance(m, WeightSlice)}

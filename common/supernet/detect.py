@@ -15,7 +15,7 @@ Nothing is believed untried: the smallest subnet must run on the example.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from common.supernet.insert import InsertError, is_norm, sliceable
+from common.supernet.insert import Example, InsertError, is_norm, sliceable
 from common.supernet.layout import Group, Heads, Layout, Left, Stage
 
 # Operations that treat every channel alike and leave the shape of the channel dimension be.
@@ -63,7 +63,7 @@ class _Axis(NamedTuple):
     dim: int
 
 
-def detect(model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Layout:
+def detect(model: nn.Module, example: Example) -> Layout:
     """Find the layout of a network.
 
     example: an input of at least two rows, as a tensor or as keyword arguments.
@@ -83,7 +83,7 @@ def detect(model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Layout:
 class _Graph:
     """The operations of one forward pass, with the modules that they belong to."""
 
-    def __init__(self, model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, example: Example) -> None:
         args, kwargs = ((example,), {}) if isinstance(example, Tensor) else ((), dict(example))
         training = model.training
         try:
@@ -201,7 +201,6 @@ class _Channelling:
             self._left.setdefault(where, reason)
             self._fix_axis(read, f"{where} reads all of it")
             return
-        assert isinstance(module, nn.Conv2d | nn.Linear)
         outputs, inputs = module.weight.shape[:2]
         dim = 1 if isinstance(module, nn.Conv2d) else _rank(node) - 1
         if read is not None:
@@ -398,14 +397,11 @@ class _Blocks:
         )
 
 
-def without(layout: Layout, kind: str, reason: str) -> Layout:
-    """The layout less its stages, or less its groups of heads, with the reason why they are left."""
-    if kind == "stages":
-        left = tuple(Left(f"{stage.container}.{name}", reason) for stage in layout.stages for name in stage.blocks)
-        return replace(layout, stages=(), left=layout.left + left)
-    left = tuple(Left(name, reason) for group in layout.groups if group.heads for name in group.outputs)
-    keep = tuple(group for group in layout.widths if not group.heads)
-    return replace(layout, widths=keep, left=layout.left + left)
+def without_heads(layout: Layout, reason: str) -> Layout:
+    """The layout less its groups of heads, with the reason why they are left."""
+    left = tuple(Left(name, reason) for group in layout.groups if group.unit > 1 for name in group.outputs)
+    widths = tuple(group for group in layout.widths if group.unit == 1)
+    return replace(layout, widths=widths, left=layout.left + left)
 
 
 def _name(node: Node) -> str:

@@ -9,70 +9,136 @@ whose channels can be cut a WeightSlice over its own parameters, every BatchNorm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
-from common.supernet.actuate import Elastic
+from common.supernet.actuate import Elastic, apply
 from common.supernet.layout import Group, Layout, default_space
 from common.supernet.operators import LayerSelect, SubnetNorm, WeightSliceConv2d, WeightSliceLinear
-from common.supernet.spec import Space, SpecError
+from common.supernet.spec import Control, Space, SpecError
+
+Example = Tensor | Mapping[str, Tensor]
 
 
 class InsertError(SpecError):
     """A network cannot be made elastic, or a layout does not fit it; the message names the module and the reason."""
 
 
+class NotRunnableError(InsertError):
+    """Operators are in, but a subnet does not run, or the whole network no longer does what it did."""
+
+
 def insert(
     model: nn.Module,
     layout: Layout | None = None,
     space: Space | None = None,
-    example: Tensor | Mapping[str, Tensor] | None = None,
+    example: Example | None = None,
 ) -> Elastic:
     """Make a supernet of a trained network, the maximal one, by putting operators into it.
 
     model: is changed in place; its parameters stay the same objects, and its BatchNorms' running statistics become
     those of the whole network. layout: where it bends; None finds that by the structure (`detect.detect`), for which
     `example` is an input, as a tensor or as keyword arguments, of at least two rows. space: the legal controls; None
-    takes every depth, and 25, 50, 75 and 100 percent of each group.
+    takes every depth, and 25, 50, 75 and 100 percent of each group. With an example the supernet is tried: the smallest
+    subnet must run, and the whole network do what it did.
 
-    Returns the supernet; its `layout.left` lists what could not be made elastic, and why.
-    Raises: InsertError when the layout does not fit, or when nothing is elastic.
+    Returns the supernet, with the whole network actuated; its `layout.left` lists what could not be made elastic, and
+    why. Raises: InsertError when the layout does not fit, or when nothing is elastic; the model is then as it was.
     """
-    if layout is None:
-        from common.supernet.detect import detect  # imports torch.export, which takes a second
+    if layout is not None:
+        return _insert(model, layout, space, example)
+    from common.supernet.detect import detect, without_heads  # imports torch.export, which takes a second
 
-        if example is None:
-            raise InsertError("insert needs a layout, or an example of the model's input to find one")
-        layout = detect(model, example)
+    if example is None:
+        raise InsertError("insert needs a layout, or an example of the model's input to find one")
+    layout = detect(model, example)
+    try:
+        return _insert(model, layout, space, example)
+    except NotRunnableError as error:
+        if not any(group.unit > 1 for group in layout.groups):
+            raise
+        return _insert(model, without_heads(layout, str(error)), space, example)
+
+
+def _insert(model: nn.Module, layout: Layout, space: Space | None, example: Example | None) -> Elastic:
     if not layout.stages and not layout.groups:
         raise InsertError("a layout without stages and groups bends nowhere")
     modules = dict(model.named_modules())
     _check(layout, modules)
-    for stage in layout.stages:
-        container = modules[stage.container]
-        if not isinstance(container, LayerSelect):
-            assert isinstance(container, nn.Sequential | nn.ModuleList)
-            modules[stage.container] = _put(model, stage.container, LayerSelect(container))
-    fresh = dict(layout.folds)
-    for name in _layers(layout):
-        layer = modules[name]
-        _put(model, name, WeightSliceConv2d(layer) if isinstance(layer, nn.Conv2d) else WeightSliceLinear(layer))
-    for name, module in modules.items():
-        if is_norm(module):
-            _put(model, name, SubnetNorm(module, overwrite=name in fresh))
+    training = model.training
+    before = None if example is None else _run(model.eval(), example)
+    model.train(training)
+    replaced = list(_replacements(layout, modules))
+    for name, operator in replaced:
+        _put(model, name, operator)
     supernet = Elastic(model, layout, space or default_space(layout))
     _keep_running_statistics(supernet, modules)
+    try:
+        if example is not None:
+            _try(supernet, supernet.space.smallest, example)
+        _try(supernet, supernet.space.largest, example, before)
+    except NotRunnableError:
+        for name, _ in reversed(replaced):
+            _put(model, name, modules[name])
+        for heads in (heads for group in layout.groups for heads in group.heads):
+            size = next(group.size for group in layout.groups if heads in group.heads)
+            setattr(modules[heads.module], heads.attribute, size // heads.per)
+        raise
     return supernet
 
 
-def is_norm(module: nn.Module) -> bool:
+def _replacements(layout: Layout, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The operators, under the names of the modules whose place they take; containers before what they contain."""
+    for container in dict.fromkeys(stage.container for stage in layout.stages):
+        plain = modules[container]
+        assert isinstance(plain, nn.Sequential | nn.ModuleList)
+        yield container, LayerSelect(plain)
+    for name in _layers(layout):
+        layer = modules[name]
+        assert sliceable(layer)
+        yield name, WeightSliceConv2d(layer) if isinstance(layer, nn.Conv2d) else WeightSliceLinear(layer)
+    fresh = dict(layout.folds)
+    for name, module in modules.items():
+        if is_norm(module):
+            yield name, SubnetNorm(module, overwrite=name in fresh)
+
+
+def _try(supernet: Elastic, control: Control, example: Example | None, before: Tensor | None = None) -> None:
+    """Actuate a subnet and run it on the example; the output must equal `before` if it has the statistics for that."""
+    training = supernet.training
+    calibrated = all(control.id in norm.statistics for norm in supernet.norms().values())
+    supernet.eval()
+    for norm in supernet.norms().values():
+        norm.train(not calibrated)
+    apply(supernet, control)
+    try:
+        out = None if example is None else _run(supernet, example)
+    except Exception as error:  # whatever a network's forward raises when its parts are of another size
+        raise NotRunnableError(f"subnet {control.id} does not run: {type(error).__name__}: {error}") from error
+    finally:
+        supernet.train(training)
+    if calibrated and before is not None and out is not None and not torch.allclose(before, out, rtol=1e-3, atol=1e-4):
+        raise NotRunnableError(f"with operators, the network's output is off by {(before - out).abs().max():.2g}")
+
+
+def _run(model: nn.Module, example: Example) -> Tensor:
+    """The first tensor that a network answers the example with, in the mode that it is in: training or not."""
+    with torch.no_grad():
+        out = model(example) if isinstance(example, Tensor) else model(**example)
+    while not isinstance(out, Tensor):
+        out = next(iter(out.values() if isinstance(out, Mapping) else out))
+    return out
+
+
+def is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Whether a SubnetNorm can stand for a module: a BatchNorm over images with scale, shift and statistics."""
     return isinstance(module, nn.BatchNorm2d) and module.affine and module.running_mean is not None
 
 
-def sliceable(module: nn.Module) -> bool:
+def sliceable(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     """Whether the channels of a module can be cut: a linear layer, or a zero-padded convolution in one group."""
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
@@ -85,10 +151,9 @@ def _layers(layout: Layout) -> list[str]:
     return list(dict.fromkeys([*names, *(layer for _, layer in layout.folds)]))
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-    return module
 
 
 def _check(layout: Layout, modules: Mapping[str, nn.Module]) -> None:
@@ -111,10 +176,10 @@ def _check(layout: Layout, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _check_group(group: Group, modules: Mapping[str, nn.Module]) -> None:
-    extents: list[tuple[str, Any]] = []
+    extents: list[tuple[str, int]] = []
     for name in (*group.outputs, *group.inputs):
         layer = modules[name]
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        assert sliceable(layer)
         outputs, inputs = layer.weight.shape[:2]
         extents.append((name, outputs if name in group.outputs else inputs))
     for name in group.norms:
