@@ -47,10 +47,13 @@ def calibrate(model: Elastic, control: Control, batches: Iterable[Tensor]) -> No
     """Set the SubnetNorm statistics of one subnet from batches of training images.
 
     batches: each as the model takes it. A few thousand images do: 256 come within half a point of accuracy of 4,096.
-    The model is back in the mode it was in; an Actuator must `forget` the subnet if it had a plan.
+    A model without norms needs none. The model is back in the mode it was in; an Actuator must `forget` the subnet if
+    it had a plan.
 
     Raises: SpecError when the subnet is not in the space; ValueError when there is no batch.
     """
+    if not model.norms():
+        return
     moments: dict[str, Moments] = {}
 
     def watch(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:

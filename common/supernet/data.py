@@ -1,4 +1,4 @@
-"""Images with labels for training: the IDX files of Fashion-MNIST, and augmentation of a batch.
+"""Rows with labels to train and measure with: the IDX files of Fashion-MNIST, and augmentation of a batch.
 
 Source: Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017; MIT, Zalando SE), as Debian's package `dataset-fashion-mnist` ships
 it; random erasing (Zhong et al., 2020).
@@ -10,6 +10,7 @@ import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -34,23 +35,37 @@ class DataError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
-    """images: [N, H, W] uint8; labels: [N] int64."""
+class Rows:
+    """Inputs with labels. inputs: [N, ...], as a supernet takes them; labels: [N] int64."""
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, start: int, stop: int | None = None) -> Images:
+    def part(self, start: int, stop: int | None = None) -> Self:
         """Rows start..stop, as views."""
-        return Images(self.images[start:stop], self.labels[start:stop])
+        return type(self)(self.inputs[start:stop], self.labels[start:stop])
 
-    def batches(self, size: int) -> Iterator[Images]:
+    def batches(self, size: int) -> Iterator[Self]:
         """All rows in order, in parts of `size`, the last one perhaps smaller."""
         for start in range(0, len(self), size):
             yield self.part(start, start + size)
+
+
+@dataclass(frozen=True, slots=True)
+class Images(Rows):
+    """inputs: [N, H, W] uint8. As a source of training batches it augments them."""
+
+    def order(self, batch: int, shuffle: torch.Generator) -> Tensor:
+        """See train.Source: a random order."""
+        del batch
+        return torch.randperm(len(self), generator=shuffle)
+
+    def batch(self, rows: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See train.Source."""
+        return augment(self.inputs[rows], draws), self.labels[rows]
 
 
 def read_fashion(folder: Path) -> tuple[Images, Images]:
@@ -65,7 +80,7 @@ def split(train: Images, held_out: int, seed: int) -> tuple[Images, Images]:
     """Split into a part to train on and a held-out part of that many rows, by a fixed shuffle."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     keep, hold = order[held_out:], order[:held_out]
-    return Images(train.images[keep], train.labels[keep]), Images(train.images[hold], train.labels[hold])
+    return Images(train.inputs[keep], train.labels[keep]), Images(train.inputs[hold], train.labels[hold])
 
 
 def augment(images: Tensor, generator: torch.Generator, shift: int = 2, erase: int = 8) -> Tensor:

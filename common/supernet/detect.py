@@ -378,7 +378,7 @@ class _Blocks:
         if len(outputs) != 1:
             return False
         (output,) = outputs
-        waiting, seen = [output], set[Node]()
+        waiting, seen = [output] if _name(output) in _RESIDUAL else [], set[Node]()
         while waiting:
             node = waiting.pop()
             for source in node.all_input_nodes:

@@ -64,11 +64,11 @@ def publish(
     subnets = []
     for candidate in chosen:
         actuator.actuate(candidate.control.id)
-        macs, params = cost(model, candidate.control, test.images[:1])
+        macs, params = cost(model, candidate.control, test.inputs[:1])
         test_accuracy = round(accuracy(model, test), 2)
         subnets.append(Subnet(candidate.control, round(candidate.accuracy, 2), test_accuracy, macs, params))
     artifact.save(folder, model, SPEC, subnets, artifact.Notes(PREPROCESSING, training, _measured(tried)))
-    samples = {"images": test.images[:SAMPLES].contiguous(), "labels": test.labels[:SAMPLES].contiguous()}
+    samples = {"images": test.inputs[:SAMPLES].contiguous(), "labels": test.labels[:SAMPLES].contiguous()}
     artifact.write_tensors(folder / "samples.safetensors", samples)
     return subnets
 

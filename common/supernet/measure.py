@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common.supernet.actuate import Elastic, extract
-from common.supernet.data import Images
+from common.supernet.data import Rows
 from common.supernet.spec import Control
 from common.supernet.supernet import Supernet
 
@@ -26,16 +26,16 @@ BATCH_SIZES = (1, 2, 4, 8, 16)
 Latencies = dict[tuple[str, int], list[float]]
 
 
-def accuracy(infer: Callable[[Tensor], Tensor], images: Images, batch: int = 125) -> float:
-    """Percent of the images whose highest score is at their label.
+def accuracy(infer: Callable[[Tensor], Tensor], rows: Rows, batch: int = 125) -> float:
+    """Percent of the rows whose highest score is at their label.
 
-    infer: images [N, H, W] uint8 -> scores [N, classes].
+    infer: inputs [N, ...] -> scores [N, classes].
     """
     right = 0
     with torch.inference_mode():
-        for part in images.batches(batch):
-            right += int((infer(part.images).argmax(1) == part.labels).sum())
-    return 100 * right / len(images)
+        for part in rows.batches(batch):
+            right += int((infer(part.inputs).argmax(1) == part.labels).sum())
+    return 100 * right / len(rows)
 
 
 def latencies(

@@ -18,7 +18,7 @@ import torch
 
 from common.supernet.actuate import Actuator, Elastic
 from common.supernet.calibrate import calibrate
-from common.supernet.data import Images
+from common.supernet.data import Rows
 from common.supernet.measure import Latencies, accuracy, latencies
 from common.supernet.spec import Control, Space
 
@@ -65,8 +65,8 @@ def alike_controls(space: Space) -> list[Control]:
 def evaluate(
     model: Elastic,
     controls: Sequence[Control],
-    calibration: Images,
-    held_out: Images,
+    calibration: Rows,
+    held_out: Rows,
     batch_sizes: Sequence[int],
     runs: int = 5,
     progress: Callable[[str], None] = lambda _: None,
@@ -78,7 +78,7 @@ def evaluate(
     actuator = Actuator(model)
     accuracies = {}
     for index, control in enumerate(controls):
-        calibrate(model, control, (batch.images for batch in calibration.batches(125)))
+        calibrate(model, control, (batch.inputs for batch in calibration.batches(125)))
         actuator.forget(control.id)
         actuator.actuate(control.id)
         accuracies[control.id] = accuracy(model, held_out)
@@ -87,7 +87,7 @@ def evaluate(
     def run(subnet_id: str, batch: int) -> None:
         actuator.actuate(subnet_id)
         with torch.inference_mode():
-            model(held_out.images[:batch])
+            model(held_out.inputs[:batch])
 
     measured: Latencies = latencies(run, [(c.id, batch) for c in controls for batch in batch_sizes], runs)
     return [

@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.supernet.actuate import Elastic, apply
-from common.supernet.data import DataError, Images, augment
-from common.supernet.spec import Control
+from common.supernet.data import DataError
+from common.supernet.spec import Control, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Recipe:
     """How to train. Exactly one of `epochs` and `seconds` is set.
 
     warmup: share of the run in which the learning rate rises; the rest falls as a cosine to 0.
-    random_subnets: subnets per step besides the largest and the smallest. clip: largest norm of a gradient.
+    random_subnets: subnets per step besides the largest and the smallest; None trains the largest alone, as before a
+    supernet is made of it. clip: largest norm of a gradient.
     """
 
     epochs: float | None = None
@@ -42,13 +44,32 @@ class Recipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
-    random_subnets: int = 2
+    random_subnets: int | None = 2
     clip: float = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.seconds is None):
             raise ValueError(f"set either epochs or seconds, got epochs={self.epochs}, seconds={self.seconds}")
+
+    def students(self, space: Space, rng: random.Random) -> tuple[Control, ...]:
+        """The subnets that learn from the largest in a step."""
+        if self.random_subnets is None:
+            return ()
+        return (space.smallest, *(space.sample(rng) for _ in range(self.random_subnets)))
+
+
+class Source(Protocol):
+    """Training data: rows of inputs with labels, batched as the data's kind wants it."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def order(self, batch: int, shuffle: torch.Generator) -> Tensor:
+        """Row numbers in the order of one epoch, [rows]; batches are cut from it."""
+
+    def batch(self, rows: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs [N, ...], augmented by random draws, and labels [N] of some rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +85,12 @@ class Step:
 class Trainer:
     """A training run: model, optimizer and how far it is; `step` takes it on by one batch.
 
-    model: a supernet that maps images [N, H, W] uint8 to scores [N, classes].
+    model: a supernet that maps inputs [N, ...] to scores [N, classes].
     """
 
-    def __init__(self, model: Elastic, train: Images, recipe: Recipe) -> None:
+    def __init__(self, model: Elastic, train: Source, recipe: Recipe) -> None:
         if len(train) < recipe.batch:
-            raise DataError(f"{len(train)} training images are fewer than one batch of {recipe.batch}")
+            raise DataError(f"{len(train)} training rows are fewer than one batch of {recipe.batch}")
         self.model = model.channels_last().train()
         self.train, self.recipe = train, recipe
         decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -78,13 +99,14 @@ class Trainer:
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=recipe.learning_rate,
             betas=(0.9, 0.99),
+            fused=True,
         )
         self.steps, self.seconds = 0, 0.0
-        self._order = (-1, torch.empty(0))  # epoch, its order of the training images
+        self._order = (-1, torch.empty(0))  # epoch, its order of the training rows
 
     @property
     def epochs(self) -> float:
-        """Passes over the training images so far."""
+        """Passes over the training rows so far."""
         return self.steps / (len(self.train) // self.recipe.batch)
 
     @property
@@ -98,16 +120,16 @@ class Trainer:
         began = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * learning_curve(self.progress, self.recipe.warmup)
-        images, labels = self._batch()
+        inputs, labels = self._batch()
         rng = random.Random(f"{self.recipe.seed} {self.steps}")
         space = self.model.space
-        scores = self._scores(space.largest, images)
+        scores = self._scores(space.largest, inputs)
         loss = functional.cross_entropy(scores, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         teacher = scores.detach().softmax(1)  # [N, classes]
         losses = [loss.item()]
-        for control in (space.smallest, *(space.sample(rng) for _ in range(self.recipe.random_subnets))):
-            loss = functional.cross_entropy(self._scores(control, images), teacher)
+        for control in self.recipe.students(space, rng):
+            loss = functional.cross_entropy(self._scores(control, inputs), teacher)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -115,7 +137,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.steps += 1
         self.seconds += time.perf_counter() - began
-        return Step(self.steps, losses[0], losses[1], sum(losses[2:]) / max(len(losses) - 2, 1))
+        return Step(self.steps, losses[0], losses[1] if losses[1:] else 0.0, sum(losses[2:]) / max(len(losses) - 2, 1))
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -142,20 +164,21 @@ class Trainer:
         self.steps, self.seconds = state["steps"], state["seconds"]
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """The augmented images [N, H, W] and labels [N] of the current step."""
+        """The inputs [N, ...] and labels [N] of the current step."""
         epoch, place = divmod(self.steps, len(self.train) // self.recipe.batch)
         if self._order[0] != epoch:
             shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-            self._order = (epoch, torch.randperm(len(self.train), generator=shuffle))
+            self._order = (epoch, self.train.order(self.recipe.batch, shuffle))
         rows = self._order[1][place * self.recipe.batch : (place + 1) * self.recipe.batch]
         draws = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + 500_009 + self.steps)
-        return augment(self.train.images[rows], draws), self.train.labels[rows]
+        return self.train.batch(rows, draws)
 
-    def _scores(self, control: Control, images: Tensor) -> Tensor:
-        """images: [N, H, W] uint8 -> scores of a subnet [N, classes] float32."""
+    def _scores(self, control: Control, inputs: Tensor) -> Tensor:
+        """inputs: [N, ...] -> scores of a subnet [N, classes] float32."""
         apply(self.model, control)
-        with torch.autocast("cpu", torch.bfloat16):
-            scores: Tensor = self.model(images)
+        # The fused attention's backward pass takes several times as long on a CPU as that of its plain form.
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+            scores: Tensor = self.model(inputs)
         return scores.float()
 
 

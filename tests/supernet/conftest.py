@@ -48,7 +48,7 @@ def build(space: Space) -> Build:
                 if name.endswith("bias"):
                     parameter.uniform_(-0.5, 0.5)
         for control in controls:
-            calibrate(model, control, [pictures(8, seed).images])
+            calibrate(model, control, [pictures(8, seed).inputs])
             for norm in model.norms().values():
                 if control.id in norm.statistics:
                     mean, var = norm.statistics[control.id]

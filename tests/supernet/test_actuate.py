@@ -33,7 +33,7 @@ def test_actuated_equals_extracted(build: Build, space: Space) -> None:
             static = extract(model, control)
             actuator.actuate(control.id)
             for batch in (1, 3, 16):
-                images = pictures(batch, seed=batch).images
+                images = pictures(batch, seed=batch).inputs
                 torch.testing.assert_close(model(images), static(images), rtol=1e-5, atol=1e-5)
 
 
@@ -45,7 +45,7 @@ def test_actuated_equals_a_network_built_small(build: Build, space: Space) -> No
     assert model.origin is not None
     architecture = Architecture.from_json(model.origin.architecture)
     shared = dict(model.net.named_parameters())
-    actuator, images = Actuator(model), pictures(5).images
+    actuator, images = Actuator(model), pictures(5).inputs
     for control in controls:
         active = model.layout.active(control)
         small = ResNet(architecture, active[:3], active[3:], control.depth).eval()
@@ -106,7 +106,7 @@ def test_switching_back_changes_nothing(build: Build, space: Space) -> None:
     rng = random.Random(3)
     controls = [space.sample(rng) for _ in range(6)]
     model = build(*controls)
-    actuator, images = Actuator(model), pictures(4).images
+    actuator, images = Actuator(model), pictures(4).inputs
 
     def run(subnet_id: str) -> torch.Tensor:
         actuator.actuate(subnet_id)
@@ -122,7 +122,7 @@ def test_switching_back_changes_nothing(build: Build, space: Space) -> None:
 def test_uncalibrated_subnet_is_refused(build: Build, space: Space) -> None:
     """A subnet without statistics fails on actuation, by name, and the subnet before it stays actuated."""
     model = build(space.smallest)
-    actuator, images = Actuator(model), pictures(4).images
+    actuator, images = Actuator(model), pictures(4).inputs
     actuator.actuate(space.smallest.id)
     before = model(images)
     for wrong, error in (("d1-w50-e50.50.100", MissingStatisticsError), ("d1-w33-e100", SpecError)):
@@ -146,7 +146,7 @@ def test_folded_plans_compute_the_same_within_their_bound(build: Build, space: S
     """A folded plan gives what views give; all folded plans together stay within the bound, and views fill the rest."""
     rng = random.Random(5)
     controls = [space.smallest, space.largest, *(space.sample(rng) for _ in range(10))]
-    model, images = build(*controls), pictures(6).images
+    model, images = build(*controls), pictures(6).inputs
     views, expected = Actuator(model), {}
     with torch.inference_mode():
         for control in controls:
@@ -203,7 +203,7 @@ def test_gradients_reach_the_active_part_only(build: Build, space: Space) -> Non
     """In training the slices are part of the graph: gradients fall on active channels and nowhere else."""
     model = build()
     apply(model, space.parse("d1-w50-e50.50.100"))
-    model(pictures(6).images).square().sum().backward()
+    model(pictures(6).inputs).square().sum().backward()
     stem = model.net.get_parameter("stem.weight").grad
     assert stem is not None
     assert stem[:4].abs().sum() > 0

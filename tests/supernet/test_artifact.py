@@ -48,7 +48,7 @@ def test_round_trip(folder: Path, build: Build, space: Space) -> None:
     assert loaded.spec == SPEC
     assert [s.id for s in loaded.subnets] == [space.smallest.id, space.largest.id]
     assert loaded.subnets[1] == subnet(space.largest, 90.0)
-    model, images = build(space.smallest, space.largest), pictures(7).images
+    model, images = build(space.smallest, space.largest), pictures(7).inputs
     actuator = Actuator(model)
     for control in (space.smallest, space.largest):
         actuator.actuate(control.id)
@@ -61,7 +61,7 @@ def test_outputs_are_as_declared(folder: Path) -> None:
     """Labels are the places of the highest scores, scores are probabilities, datatypes and shapes those of the spec."""
     loaded = artifact.load(folder)
     for batch in (1, 16):
-        outputs = loaded.infer(pictures(batch).images)
+        outputs = loaded.infer(pictures(batch).inputs)
         assert outputs["label"].shape == (batch,)
         assert outputs["label"].dtype == torch.int64
         assert outputs["scores"].shape == (batch, 5)

@@ -22,7 +22,7 @@ def test_moments_combine_exactly() -> None:
 
 def test_first_norm_sees_the_concatenated_data(build: Build, space: Space) -> None:
     """Calibrated in batches, a norm holds the exact statistics of what it saw over all of them."""
-    model, images = build(), pictures(50).images
+    model, images = build(), pictures(50).inputs
     calibrate(model, space.largest, (images[start : start + 16] for start in range(0, 50, 16)))
     with torch.no_grad():
         pixels = (images.unsqueeze(1).float() - 100) / 70
@@ -35,7 +35,7 @@ def test_first_norm_sees_the_concatenated_data(build: Build, space: Space) -> No
 
 def test_one_batch_gives_what_batchnorm_tracks(build: Build, space: Space) -> None:
     """On one batch, every norm of a subnet gets what BatchNorm2d tracks in the extracted subnet on that batch."""
-    control, images = space.parse("d2.1.2-w50-e100.50.25"), pictures(32).images
+    control, images = space.parse("d2.1.2-w50-e100.50.25"), pictures(32).inputs
     model = build()
     calibrate(model, control, [images])
     static = extract(model, control).train()
@@ -56,7 +56,7 @@ def test_one_batch_gives_what_batchnorm_tracks(build: Build, space: Space) -> No
 
 def test_only_active_norms_and_channels_are_kept(build: Build, space: Space) -> None:
     """Skipped blocks get no statistics and narrow subnets short ones: bytes follow the subnet's size."""
-    model, images = build(), [pictures(8).images]
+    model, images = build(), [pictures(8).inputs]
     calibrate(model, space.smallest, images)
     calibrate(model, space.largest, images)
     skipped = model.norms()["stages.1.2.norm1"].statistics
@@ -72,7 +72,7 @@ def test_calibration_leaves_mode_and_weights(build: Build, space: Space) -> None
     model = build(space.smallest)
     Actuator(model).actuate(space.smallest.id)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    calibrate(model, space.largest, [pictures(8).images])
+    calibrate(model, space.largest, [pictures(8).inputs])
     assert not model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 

@@ -40,7 +40,7 @@ def test_cells_take_turns() -> None:
 def test_macs_by_hand(build: Build, space: Space) -> None:
     """Multiply-accumulates and weights of the smallest subnet are what a pencil gives."""
     model = build(space.smallest)
-    macs, params = cost(model, space.smallest, pictures(1).images)  # 4 channels everywhere, but 8 of 24 in the last
+    macs, params = cost(model, space.smallest, pictures(1).inputs)  # 4 channels everywhere, but 8 of 24 in the last
     stem = 9 * 4 * 14 * 14
     first = 2 * 9 * 4 * 4 * 14 * 14
     second = (2 * 9 * 4 * 4 + 4 * 4) * 7 * 7

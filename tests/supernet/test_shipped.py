@@ -34,8 +34,8 @@ def measured(shipped: Supernet, samples: Images) -> dict[str, float]:
 
 def test_samples_are_real_test_images(samples: Images) -> None:
     """A thousand images with labels of all ten classes."""
-    assert samples.images.shape == (1000, 28, 28)
-    assert samples.images.dtype == torch.uint8
+    assert samples.inputs.shape == (1000, 28, 28)
+    assert samples.inputs.dtype == torch.uint8
     assert set(samples.labels.tolist()) == set(range(10))
 
 
@@ -68,7 +68,7 @@ def test_stated_cost_is_the_model_s(shipped: Supernet) -> None:
 
 def test_actuated_equals_extracted(shipped: Supernet, samples: Images) -> None:
     """With the learned weights too, each subnet in place gives what it gives in ordinary modules."""
-    images = samples.images[:40]
+    images = samples.inputs[:40]
     for subnet in shipped.subnets:
         shipped.actuate(subnet.id)
         with torch.inference_mode():

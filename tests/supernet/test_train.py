@@ -112,9 +112,9 @@ def test_split_is_fixed_and_disjoint() -> None:
     images = pictures(50)
     train, held_out = split(images, 10, seed=7)
     assert (len(train), len(held_out)) == (40, 10)
-    assert torch.equal(split(images, 10, seed=7)[1].images, held_out.images)
-    rows = {bytes(image.numpy().tobytes()) for image in train.images}
-    assert not any(image.numpy().tobytes() in rows for image in held_out.images)
+    assert torch.equal(split(images, 10, seed=7)[1].inputs, held_out.inputs)
+    rows = {bytes(image.numpy().tobytes()) for image in train.inputs}
+    assert not any(image.numpy().tobytes() in rows for image in held_out.inputs)
 
 
 def write_idx(path: Path, shape: tuple[int, ...], body: bytes) -> None:
@@ -130,7 +130,7 @@ def test_idx_files_are_read_and_checked(tmp_path: Path) -> None:
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", (3, 2, 2), bytes(range(12)))
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", (3,), bytes([7, 8, 9]))
     train, test = read_fashion(tmp_path)
-    assert train.images.tolist() == test.images.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]
+    assert train.inputs.tolist() == test.inputs.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]
     assert train.labels.tolist() == [7, 8, 9]
     labels = tmp_path / "train-labels-idx1-ubyte.gz"
     write_idx(labels, (2,), bytes([7, 8]))
