@@ -5,7 +5,7 @@ import importlib.machinery
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +16,9 @@ STAND_INS = ("torchvision", "torch._six")
 class _Anything(types.ModuleType):
     """A module of which anything can be imported, and which does nothing."""
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
