@@ -100,8 +100,17 @@ class WorkerSettings(ServiceSettings):
     executor: Literal["torch", "emulated"] = Field(
         "torch", description="torch computes; emulated occupies the worker for the profile's latency instead"
     )
-    profile: str | None = Field(None, description="emulated only: name of a shipped profile, or a file")
+    profile: str | None = Field(
+        None,
+        description="name of a shipped profile, or a file; for torch one of this very device, else it measures its own",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="auto, cpu or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="what weights are held and computed with; auto measures which is fastest; fp16 is for GPUs"
+    )
+    plan_mib: float | None = Field(
+        None, ge=0, description="bound of what plans hold beside the weights; by default half as much as the weights"
+    )
     cache_dir: str | None = Field(
         None, description="folder for measured profiles; by default the user's cache folder (XDG_CACHE_HOME)"
     )
@@ -126,6 +135,7 @@ class UpSettings(ServiceSettings):
     executor: Literal["torch", "emulated"] = Field("torch", description="how workers infer")
     profile: str | None = Field(None, description="emulated only: name of a shipped profile, or a file")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="device of every worker")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of every worker")
     host: str = Field("127.0.0.1", description="address the gateway listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on; 0: any free one")
     late: Literal["drop", "serve"] = Field("drop", description="what becomes of queries that are too late")

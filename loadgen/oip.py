@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from common.tensors import DTYPES
+from common.tensors import BYTES, DTYPES, encode_elements
 from loadgen.errors import InputError
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -86,12 +86,13 @@ def infer_request(endpoint: Endpoint, model: str, tensors: Tensors, output: str 
     `output` is the only output asked for; None asks for all of them. Every tensor travels as raw bytes.
     """
     parameters: dict[str, Any] = {"slo_ms": slo_ms}
+    raw = {name: raw_bytes(array) for name, array in tensors.items()}
     inputs = [
         {
             "name": name,
             "shape": list(array.shape),
             "datatype": datatype_of(array),
-            "parameters": {"binary_data_size": array.nbytes},
+            "parameters": {"binary_data_size": len(raw[name])},
         }
         for name, array in tensors.items()
     ]
@@ -101,19 +102,28 @@ def infer_request(endpoint: Endpoint, model: str, tensors: Tensors, output: str 
     else:
         request["outputs"] = [{"name": output, "parameters": {"binary_data": True}}]
     header = orjson.dumps(request)
-    raw = b"".join(np.ascontiguousarray(array).tobytes() for array in tensors.values())
+    body = b"".join(raw.values())
     head = (
         f"POST {endpoint.model_path(model)}/infer HTTP/1.1\r\n"
         f"Host: {endpoint.authority}\r\n"
         "Content-Type: application/octet-stream\r\n"
         f"Inference-Header-Content-Length: {len(header)}\r\n"
-        f"Content-Length: {len(header) + len(raw)}\r\n\r\n"
+        f"Content-Length: {len(header) + len(body)}\r\n\r\n"
     )
-    return head.encode() + header + raw
+    return head.encode() + header + body
+
+
+def raw_bytes(array: NDArray[Any]) -> bytes:
+    """An array as it travels; one of dtype object holds the elements of a BYTES tensor."""
+    if array.dtype == np.object_:
+        return encode_elements(array.ravel().tolist())
+    return np.ascontiguousarray(array).tobytes()
 
 
 def datatype_of(array: NDArray[Any]) -> str:
     """The protocol's name of an array's type. InputError when it has none."""
+    if array.dtype == np.object_:
+        return BYTES
     for datatype, dtype in DTYPES.items():
         if array.dtype == dtype:
             return datatype

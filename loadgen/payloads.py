@@ -13,14 +13,17 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from common.tensors import DTYPES
+from common.tensors import BYTES, DTYPES
 from loadgen.errors import InputError
-from loadgen.oip import Endpoint, ModelSpec, Tensors, TensorSpec, infer_request
+from loadgen.oip import Endpoint, ModelSpec, Tensors, TensorSpec, infer_request, raw_bytes
 from loadgen.records import LABEL
 
+_SAMPLES = ("samples.safetensors", "samples.json")
 _LABELS = "labels"  # their name in a data file
 _MAX_BYTES = 128 << 20  # of encoded requests: a bound on memory, not on the run
 _RANDOM_REQUESTS = 16
+_RANDOM_WORDS = 16  # of an invented text
+_WORDS = np.array([b"the", b"film", b"was", b"not", b"good", b"bad", b"and", b"I", b"liked", b"it", b"very", b"much"])
 _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -71,7 +74,7 @@ def make_payload(
         raise InputError("data", path, f"its arrays need the same number of rows, at least one; found {sorted(counts)}")
     total = counts.pop()
     order = rng.permutation(total)
-    row_bytes = sum(array[:1].nbytes for array in samples.values())
+    row_bytes = sum(len(raw_bytes(array)) // total for array in samples.values())
     count = max(1, min(total // math.gcd(total, rows), _MAX_BYTES // (rows * row_bytes + 512)))
     picks = [order[np.arange(k * rows, (k + 1) * rows) % total] for k in range(count)]
     return Payload(
@@ -87,21 +90,34 @@ def shipped_data(model: str) -> Path | None:
         services = importlib.resources.files("services")
     except ModuleNotFoundError:
         return None
-    path = Path(str(services / "worker" / "models" / model / "samples.safetensors"))
-    return path if path.is_file() else None
+    folder = Path(str(services / "worker" / "models" / model))
+    return next((path for name in _SAMPLES if (path := folder / name).is_file()), None)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Named arrays of a .safetensors or .npz file. InputError when it cannot be read."""
+    """Named arrays of a .safetensors, .npz or .json file; texts are of dtype object. InputError when it is unreadable.
+
+    The JSON is an object of lists.
+    """
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         if path.suffix == ".safetensors":
             return _load_safetensors(path.read_bytes())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if path.suffix == ".json":
+            return {str(name): _of_json(name, values) for name, values in orjson.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("data", path, f"cannot be read: {error}") from None
-    raise InputError("data", path, "must be a .safetensors or .npz file")
+    raise InputError("data", path, "must be a .safetensors, .npz or .json file")
+
+
+def _of_json(name: object, values: object) -> NDArray[Any]:
+    if not isinstance(values, list):
+        raise ValueError(f"{name} is no list")
+    if all(isinstance(value, str) for value in values):
+        return np.array([value.encode() for value in values], dtype=np.object_).reshape(-1, 1)
+    return np.array(values)
 
 
 def _load_safetensors(raw: bytes) -> dict[str, NDArray[Any]]:
@@ -130,7 +146,7 @@ def _matching(path: Path, arrays: Tensors, spec: TensorSpec, *, single: bool) ->
     fits = array.ndim == len(spec.shape) and all(
         want in (-1, have) for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
     )
-    if not fits or array.dtype != DTYPES.get(spec.datatype):
+    if not fits or array.dtype != (np.dtype(np.object_) if spec.datatype == BYTES else DTYPES.get(spec.datatype)):
         raise InputError(
             "data",
             path,
@@ -143,6 +159,11 @@ def _random_batch(model: ModelSpec, rows: int, rng: np.random.Generator) -> dict
     batch = {}
     for spec in model.inputs:
         shape = (rows, *spec.shape[1:])
+        if spec.datatype == BYTES and -1 not in shape:
+            words = rng.choice(_WORDS, (math.prod(shape), _RANDOM_WORDS))
+            texts = [b" ".join(row) for row in words.tolist()]
+            batch[spec.name] = np.array(texts, dtype=np.object_).reshape(shape)
+            continue
         if spec.datatype not in DTYPES or -1 in shape:
             raise InputError("data", "(missing)", f"cannot invent {spec.name}: {spec.datatype} {list(spec.shape)}")
         dtype = DTYPES[spec.datatype]

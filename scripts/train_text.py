@@ -1,4 +1,4 @@
-"""The text models of `scripts/train`: fetch rated text and encoder weights, fine-tune, make elastic, choose, publish.
+"""The text models of `scripts/train`: fetch rated text and encoder weights, fine-tune, make elastic, publish.
 
 `rated-text` takes MiniLM: fine-tunes the whole network, sorts heads and neurons by importance, then trains its subnets
 (sandwich rule, in-place distillation). `rated-text-tiny` trains a small network on what `rated-text`'s whole one says.
@@ -28,10 +28,10 @@ from tqdm import tqdm
 from common.supernet import artifact, bert, rated_text
 from common.supernet.actuate import Actuator, Elastic
 from common.supernet.data import DataError
+from common.supernet.explore import Data
 from common.supernet.importance import order_by_importance
-from common.supernet.measure import BATCH_SIZES, accuracy, cost
+from common.supernet.measure import cost
 from common.supernet.rated_text import Split, Texts
-from common.supernet.search import alike_controls, evaluate, pareto, spread
 from common.supernet.supernet import Subnet
 from common.supernet.tokenise import FILE, Tokeniser
 from common.supernet.train import Recipe, Trainer
@@ -43,16 +43,16 @@ RARE = 2  # the tiny vocabulary keeps pieces that occur so often in the training
 Fit = Callable[[Trainer, Path], None]
 
 
-def train(model: str, args: Any, fit: Fit) -> None:
-    """Train a text model as the command line of `scripts/train` asks. Raises: DataError."""
-    data, weights = _data(args), _weights(args)
-    split = rated_text.split(rated_text.read_rated(data))
+def train(model: str, args: Any, fit: Fit) -> Data:
+    """Train a text model as the command line of `scripts/train` asks, and write it. Raises: DataError."""
+    archive, weights = _data(args), _weights(args)
+    split = rated_text.split(rated_text.read_rated(archive))
     print(f"{len(split.train)} snippets to train, {len(split.held_out)} held out, {len(split.test)} to test")
     if model == "rated-text":
         supernet, files, how = _minilm(split, weights, args, fit)
     else:
         supernet, files, how = _tiny(split, args, fit)
-    publish(args.out, NAMES[model], supernet, files, split, how)
+    return publish(args.out, NAMES[model], supernet, files, split, archive, how)
 
 
 def _minilm(split: Split, weights: Path, args: Any, fit: Fit) -> tuple[Elastic, str, dict[str, Any]]:
@@ -95,7 +95,6 @@ def _tiny(split: Split, args: Any, fit: Fit) -> tuple[Elastic, str, dict[str, An
     tokenizer = Tokenizer.from_file(str(source / FILE))
     small = _trimmed(tokenizer, [snippet.text for snippet in split.train])
     large_rows = rated_text.rows(split.train, Tokeniser(tokenizer, rated_text.MAX_TOKENS))
-    teacher.actuate(teacher.subnets[-1].id)
     print("asking the teacher")
     labels = _soft(teacher.model, large_rows)
     rows = Texts(rated_text.rows(split.train, Tokeniser(small, rated_text.MAX_TOKENS)).inputs, labels)
@@ -123,37 +122,23 @@ def _soft(model: Elastic, rows: Texts) -> Tensor:
     return (torch.cat(scores).clone() + functional.one_hot(rows.labels, len(rated_text.LABELS))) / 2
 
 
-def publish(folder: Path, name: str, model: Elastic, tokenizer: str, split: Split, how: dict[str, Any]) -> None:
-    """Choose the Pareto set by the held-out snippets, measure it on the test snippets, write the artifact."""
+def publish(
+    folder: Path, name: str, model: Elastic, tokenizer: str, split: Split, archive: Path, how: dict[str, Any]
+) -> Data:
+    """Write the artifact with the whole network alone, and return the rows that a search chooses others by."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(tokenizer)
-    tokenise = Tokeniser.load(folder, rated_text.MAX_TOKENS)
-    held_out, test = rated_text.rows(split.held_out, tokenise), rated_text.rows(split.test, tokenise)
-    print("searching the Pareto set")
-    controls = alike_controls(model.space)
-    screened = evaluate(model, controls, held_out.part(0, 0), held_out.part(0, 800), (1, 16), 7, tqdm.write)
-    controls = [candidate.control for candidate in spread(pareto(screened), 12)]
-    best = evaluate(model, controls, held_out.part(0, 0), held_out, BATCH_SIZES, 25, tqdm.write)
-    actuator, subnets = Actuator(model), []
-    for candidate in spread(pareto(best), 8):
-        actuator.actuate(candidate.control.id)
-        macs, params = cost(model, candidate.control, test.inputs[:1])
-        tested = round(accuracy(model, test), 2)
-        subnets.append(Subnet(candidate.control, round(candidate.accuracy, 2), tested, macs, params))
-        print(f"{subnets[-1].id:40} {subnets[-1].accuracy:.2f} % held out, {tested:.2f} % test")
-    lengths = sorted(int(n) for n in (held_out.inputs != 0).sum(1))
+    data = rated_text.data(archive.parent, folder)
+    lengths = sorted(int(n) for n in (data.held_out.inputs != 0).sum(1))
     tokens = {"max": rated_text.MAX_TOKENS, "profiled": lengths[len(lengths) * 95 // 100]}
-    measured = {
-        "accuracy": f"percent of {len(held_out)} snippets of documents held out of training; they chose the subnets",
-        "test_accuracy": f"percent of {len(test)} snippets of other documents, which chose nothing",
-        "macs": f"of one text of {int((test.inputs[0] != 0).sum())} tokens",
-    }
-    notes = artifact.Notes("texts are tokenised in the worker, and cut off after 64 tokens", how, measured)
-    artifact.save(folder, model, rated_text.model_spec(name), subnets, notes, tokens)
+    largest = model.space.largest
+    whole = Subnet(largest, 0.0, None, *cost(model, largest, data.held_out.inputs[:1]))
+    notes = artifact.Notes("texts are tokenised in the worker, and cut off after 64 tokens", how, {})
+    artifact.save(folder, model, rated_text.model_spec(name), [whole], notes, tokens)
     chosen = split.test[: rated_text.SAMPLES]
-    samples = {"texts": [s.text for s in chosen], "labels": [int(s.rating > 0) for s in chosen]}
+    samples = {"text": [s.text for s in chosen], "labels": [int(s.rating > 0) for s in chosen]}
     (folder / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=0) + "\n")
-    print(f"written to {folder}")
+    return data
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

@@ -30,6 +30,9 @@ commands:
   scheduler   one scheduler: ingress stream to batches, each with its subnet
   worker      one worker: batches to answers; joins the mesh by itself
   policies    the scheduling policies and their options
+  search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
+  profile     how fast each subnet is on this device
+  import      a published checkpoint to a model that can be served
 
 examples:
   superserve up --workers 2
@@ -56,10 +59,10 @@ def command(args: list[str]) -> int:
         return 0
     name, flags = args[0], args[1:]
     try:
-        if name == "policies":
-            return _policies()
+        if name in _TOOLS:
+            return _TOOLS[name](flags)
         if name not in _COMMANDS:
-            raise ConfigError(f"no command {name!r}; there are {', '.join([*_COMMANDS, 'policies'])}")
+            raise ConfigError(f"no command {name!r}; there are {', '.join([*_COMMANDS, *_TOOLS])}")
         kind, make = _COMMANDS[name]
         settings = load(kind, flags, program=f"superserve {name}")
         log.configure(name, settings.log_level, json=settings.log_json)
@@ -70,7 +73,8 @@ def command(args: list[str]) -> int:
         return 2
 
 
-def _policies() -> int:
+def _policies(flags: list[str]) -> int:
+    del flags
     from common.sched.policies import available
 
     for name, text in available().items():
@@ -104,6 +108,32 @@ def _up(settings: UpSettings) -> Service:
     from services.up import Up
 
     return Up(settings)
+
+
+def _search(flags: list[str]) -> int:
+    from services.worker.searching import run as search
+
+    return search(flags)
+
+
+def _profile(flags: list[str]) -> int:
+    from services.worker.profiling import run as profile
+
+    return profile(flags)
+
+
+def _import(flags: list[str]) -> int:
+    from services.worker.importing import run as import_
+
+    return import_(flags)
+
+
+_TOOLS: dict[str, Callable[[list[str]], int]] = {
+    "policies": _policies,
+    "search": _search,
+    "profile": _profile,
+    "import": _import,
+}
 
 
 _COMMANDS: dict[str, tuple[type[ServiceSettings], Callable[..., Service]]] = {

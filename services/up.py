@@ -78,7 +78,7 @@ class Up:
 
     def _worker_flags(self) -> list[str]:
         flags = ["--model", self._settings.model, "--executor", self._settings.executor]
-        flags += ["--device", self._settings.device]
+        flags += ["--device", self._settings.device, "--precision", self._settings.precision]
         return [*flags, "--profile", self._settings.profile] if self._settings.profile is not None else flags
 
     async def _start_gateways(self, mesh: Mesh) -> str:

@@ -2,8 +2,8 @@
 
 A profile is measured by the worker on its own device, or shipped as JSON:
 
-    {"format": 1, "device": "...", "executor": "torch", "threads": 1, "versions": {...}, "runs": 50,
-     "batch_sizes": [1, 2, 4, 8, 16],
+    {"format": 1, "device": "...", "executor": "torch", "model": "...", "precision": "fp32", "threads": 1,
+     "versions": {...}, "runs": 50, "batch_sizes": [1, 2, 4, 8, 16],
      "subnets": [{"id": "73.82", "accuracy": 73.82, "median_us": [...], "p95_us": [...]}, ...]}
 
 Between batch sizes latency is interpolated linearly; beyond the largest, which only a single oversized query reaches,
@@ -45,7 +45,7 @@ class Profile:
     """Subnets by ascending accuracy, with latencies for ascending batch sizes, on one device.
 
     Raises ProfileError on construction if batch sizes or subnets are missing, repeated, not positive or of unequal
-    length. Two profiles are equal if their measurements are.
+    length. Two profiles are equal if their measurements are. model: "" where it was not written down.
     """
 
     device: str
@@ -55,6 +55,8 @@ class Profile:
     threads: int = 1
     runs: int = 0
     versions: tuple[tuple[str, str], ...] = ()
+    model: str = ""
+    precision: str = "fp32"
     repairs: tuple[str, ...] = field(init=False, compare=False)
     _accuracies: tuple[float, ...] = field(init=False, repr=False, compare=False)
     _index: dict[str, int] = field(init=False, repr=False, compare=False)
@@ -153,6 +155,8 @@ class Profile:
             threads=_get(data, "threads", int, 1),
             runs=_get(data, "runs", int, 0),
             versions=tuple(sorted((str(k), str(v)) for k, v in _get(data, "versions", dict, {}).items())),
+            model=_get(data, "model", str, ""),
+            precision=_get(data, "precision", str, "fp32"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,6 +165,8 @@ class Profile:
             "format": FORMAT,
             "device": self.device,
             "executor": self.executor,
+            "model": self.model,
+            "precision": self.precision,
             "threads": self.threads,
             "versions": dict(self.versions),
             "runs": self.runs,

@@ -101,6 +101,21 @@ class Elastic(nn.Module):
             else:
                 yield setting
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the shared weights."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def cast(self, dtype: torch.dtype) -> Elastic:
+        """Hold the weights in another precision, in place; those of SubnetNorms, and statistics, stay in float32."""
+        kept = {id(parameter) for norm in self._norms.values() for parameter in norm.parameters()}
+        for parameter in self.net.parameters():
+            if id(parameter) not in kept:
+                parameter.data = parameter.data.to(dtype)
+        for norm in self._norms.values():
+            norm.dtype = dtype
+        return self
+
     def channels_last(self) -> Elastic:
         """Lay the weights out in memory by pixel, then channel: faster on CPU than the default, most so in batches."""
         return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -122,10 +137,10 @@ def _count(groups: dict[str, int], name: str, active: list[int]) -> int | None:
 
 def _fold(layer: Weights, norm: RunningStatistics) -> Weights:
     """The weights of a convolution that does what a convolution and the norm behind it do: a copy."""
-    shift = norm.shift.flatten()
+    scale, shift, dtype = norm.scale.float(), norm.shift.float().flatten(), layer.weight.dtype
     if layer.bias is not None:
-        shift = shift + layer.bias * norm.scale.flatten()
-    return Weights(layer.weight * norm.scale.unsqueeze(1), shift)
+        shift = shift + layer.bias * scale.flatten()
+    return Weights((layer.weight * scale.unsqueeze(1)).to(dtype), shift.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,10 @@
     supernet.json         format, name, family, architecture, space, inputs, outputs, labels, preprocessing, training
     weights.safetensors   the shared weights, by parameter name
     norms.safetensors     SubnetNorm statistics, active channels only: `<subnet id>/<norm>/mean` and `.../var`
-    pareto.json           the subnets that serve: control, accuracies, cost, and how they were measured
+    pareto.json           the subnets that serve: control, accuracies, cost, and how they were measured; under `hosted`
+                          the others that are calibrated, with what accuracy is predicted for them
+    profiles/*.json       latencies by device, as `superserve search` and `superserve profile` write them
+    tokenizer.json        of a supernet that reads text
 
 Every error names the file, and the key in it where there is one.
 """
@@ -28,7 +31,22 @@ from common.supernet.operators import MissingStatisticsError
 from common.supernet.spec import Space, SpecError, TensorSpec
 from common.supernet.supernet import ModelSpec, Subnet, Supernet, Text
 
-__all__ = ["FORMAT", "ArtifactError", "Notes", "Subnet", "Supernet", "load", "profile", "save"]
+__all__ = [
+    "FORMAT",
+    "ArtifactError",
+    "Notes",
+    "Parts",
+    "Subnet",
+    "Supernet",
+    "fill_statistics",
+    "load",
+    "profile",
+    "read",
+    "save",
+    "write_json",
+    "write_pareto",
+    "write_statistics",
+]
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS, NORMS, PARETO = "supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json"
@@ -65,16 +83,7 @@ def save(
     if model.origin is None or model.origin.family not in FAMILIES:
         raise ValueError(f"only supernets of a family can be saved and read again: {', '.join(FAMILIES)}")
     weights = {name: tensor.detach().contiguous() for name, tensor in model.net.named_parameters()}
-    statistics: dict[str, Tensor] = {}
-    for subnet in subnets:
-        found = {
-            name: norm.statistics[subnet.id] for name, norm in model.norms().items() if subnet.id in norm.statistics
-        }
-        if model.norms() and not found:
-            raise MissingStatisticsError(f"subnet {subnet.id} has no SubnetNorm statistics: calibrate it first")
-        for name, (mean, var) in found.items():
-            statistics[f"{subnet.id}/{name}/mean"] = mean
-            statistics[f"{subnet.id}/{name}/var"] = var
+    statistics = _statistics(model, [subnet.id for subnet in subnets])
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
     write_tensors(folder / NORMS, statistics)
@@ -88,28 +97,60 @@ def save(
         "training": dict(notes.training),
         **({} if tokens is None else {"tokens": dict(tokens)}),
     }
-    _write_json(folder / DESCRIPTION, description)
-    pareto = {"format": FORMAT, "measured": dict(notes.measured), "subnets": [_subnet_json(s) for s in subnets]}
-    _write_json(folder / PARETO, pareto)
+    write_json(folder / DESCRIPTION, description)
+    write_pareto(folder, subnets, {}, notes.measured)
 
 
-def load(folder: Path | str, device: str = "cpu", plan_bytes: int | None = None) -> Supernet:
+def write_pareto(
+    folder: Path, subnets: Sequence[Subnet], hosted: Mapping[str, float], measured: Mapping[str, Any]
+) -> None:
+    """Write pareto.json. hosted: subnet id -> predicted accuracy in percent; measured: see Notes."""
+    pareto = {
+        "format": FORMAT,
+        "measured": dict(measured),
+        "subnets": [_subnet_json(subnet) for subnet in subnets],
+        "hosted": {subnet_id: round(accuracy, 2) for subnet_id, accuracy in hosted.items()},
+    }
+    write_json(folder / PARETO, pareto)
+
+
+def write_statistics(folder: Path, model: Elastic, subnet_ids: Sequence[str], name: str = NORMS) -> None:
+    """Write the statistics of subnets. Raises: MissingStatisticsError when one of them is not calibrated."""
+    write_tensors(folder / name, _statistics(model, subnet_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a folder holds, read and checked: see Supernet."""
+
+    model: Elastic
+    spec: ModelSpec
+    subnets: tuple[Subnet, ...]
+    hosted: Mapping[str, float]
+    text: Text | None
+
+
+def read(folder: Path, device: str = "cpu") -> Parts:
+    """Read a supernet's parts, its weights onto a device. Raises: ArtifactError."""
+    model, spec, tokens = _read_description(folder / DESCRIPTION)
+    _fill_weights(model, folder / WEIGHTS)
+    subnets, hosted = _read_pareto(folder / PARETO, model.space)
+    fill_statistics(model, folder / NORMS, device)
+    model.channels_last().to(device)
+    return Parts(model, spec, subnets, hosted, None if tokens is None else _read_text(folder, tokens))
+
+
+def load(folder: Path | str, device: str = "cpu", plan_bytes: int | None = None, precision: str = "fp32") -> Supernet:
     """Read a supernet from a folder, onto a device, with every subnet of its Pareto set ready to be actuated.
 
-    plan_bytes: as in Supernet.
+    plan_bytes, precision: as in Supernet.
 
     Raises: ArtifactError.
     """
     folder = Path(folder)
-    model, spec, tokens = _read_description(folder / DESCRIPTION)
-    _fill_weights(model, folder / WEIGHTS)
-    subnets = _read_pareto(folder / PARETO, model.space)
-    _fill_statistics(model, folder / NORMS, device)
-    model.channels_last().to(device)
+    parts = read(folder, device)
     try:
-        return Supernet(
-            model, spec, subnets, device, None if tokens is None else _read_text(folder, tokens), plan_bytes
-        )
+        return Supernet(parts.model, parts.spec, parts.subnets, device, parts.text, plan_bytes, precision, parts.hosted)
     except MissingStatisticsError as error:
         raise ArtifactError(f"{folder / NORMS}: {error}") from error
 
@@ -118,6 +159,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file that everybody may read, as the other files of a model: its writer leaves mode 600."""
     save_file(dict(tensors), path)
     path.chmod(0o644)
+
+
+def _statistics(model: Elastic, subnet_ids: Sequence[str]) -> dict[str, Tensor]:
+    statistics: dict[str, Tensor] = {}
+    for subnet_id in subnet_ids:
+        found = {
+            name: norm.statistics[subnet_id] for name, norm in model.norms().items() if subnet_id in norm.statistics
+        }
+        if model.norms() and not found:
+            raise MissingStatisticsError(f"subnet {subnet_id} has no SubnetNorm statistics: calibrate it first")
+        for name, (mean, var) in found.items():
+            statistics[f"{subnet_id}/{name}/mean"] = mean
+            statistics[f"{subnet_id}/{name}/var"] = var
+    return statistics
 
 
 def _read_description(path: Path) -> tuple[Elastic, ModelSpec, Mapping[str, Any] | None]:
@@ -167,8 +222,8 @@ def _fill_weights(model: Elastic, path: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def _fill_statistics(model: Elastic, path: Path, device: str) -> None:
-    """Give each SubnetNorm its statistics of every subnet in the file."""
+def fill_statistics(model: Elastic, path: Path, device: str = "cpu") -> None:
+    """Give each SubnetNorm its statistics of every subnet in the file. Raises: ArtifactError."""
     tensors, norms = _read_tensors(path), model.norms()
     for key in tensors:
         subnet_id, _, rest = key.partition("/")
@@ -182,7 +237,7 @@ def _fill_statistics(model: Elastic, path: Path, device: str) -> None:
             norms[name].statistics[subnet_id] = (tensors[key].to(device), var.to(device))
 
 
-def _read_pareto(path: Path, space: Space) -> tuple[Subnet, ...]:
+def _read_pareto(path: Path, space: Space) -> tuple[tuple[Subnet, ...], dict[str, float]]:
     data = _read_json(path)
     subnets = []
     for index, entry in enumerate(_get(data, "subnets", list, path)):
@@ -203,7 +258,11 @@ def _read_pareto(path: Path, space: Space) -> tuple[Subnet, ...]:
         subnets.append(subnet)
     if not subnets:
         raise ArtifactError(f"{path}: subnets is empty")
-    return tuple(subnets)
+    try:
+        hosted = {space.parse(key).id: float(value) for key, value in data.get("hosted", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: hosted: {error}") from error
+    return tuple(subnets), hosted
 
 
 def _subnet_json(subnet: Subnet) -> dict[str, Any]:
@@ -231,7 +290,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON file of a model."""
     path.write_text(json.dumps(data, indent=1) + "\n")
 
 

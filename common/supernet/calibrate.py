@@ -2,45 +2,19 @@
 
 Source: SuperServe section 3 (SubnetNorm: statistics precomputed by forward passes over training data). The supernet
 runs without gradients and its norms in training mode, so that every norm normalises by its batch, as it did when the
-weights were learned; what enters a norm is added up over all batches.
+weights were learned; the moments that it took of its batches are added up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.supernet.actuate import Elastic, apply
-from common.supernet.operators import SubnetNorm
+from common.supernet.operators import Moments, SubnetNorm
 from common.supernet.spec import Control
-
-
-class Moments:
-    """Mean and population variance per channel of all that was added, combined exactly (Chan et al., 1979)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._mean = torch.zeros(())
-        self._squares = torch.zeros(())  # sum of squared deviations from the mean
-
-    def add(self, x: Tensor) -> None:
-        """x: [N, channels, ...]."""
-        others = [dim for dim in range(x.ndim) if dim != 1]
-        var, mean = (moment.double() for moment in torch.var_mean(x.detach(), dim=others, correction=0))
-        count = x.numel() // x.shape[1]
-        total = self.count + count
-        apart = mean - self._mean
-        self._squares = self._squares + var * count + apart**2 * (self.count * count / total)
-        self._mean = self._mean + apart * (count / total)
-        self.count = total
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """mean, var: [channels] float32 each."""
-        return self._mean.float(), (self._squares / self.count).float()
 
 
 def calibrate(model: Elastic, control: Control, batches: Iterable[Tensor]) -> None:
@@ -54,29 +28,24 @@ def calibrate(model: Elastic, control: Control, batches: Iterable[Tensor]) -> No
     """
     if not model.norms():
         return
-    moments: dict[str, Moments] = {}
-
-    def watch(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        moments.setdefault(name, Moments()).add(inputs[0])
-
     norms, training = model.norms(), model.training
-    hooks = [norm.register_forward_pre_hook(partial(watch, name)) for name, norm in norms.items()]
     try:
         model.eval()
         for norm in norms.values():
-            norm.train()
+            norm.train().moments = Moments()
         with torch.no_grad():
             apply(model, control)
             for batch in batches:
                 model(batch)
+        seen = {name: norm.moments for name, norm in norms.items() if norm.moments and norm.moments.count}
+        if not seen:
+            raise ValueError(f"no images to calibrate subnet {control.id} with")
+        for name, moments in seen.items():
+            norms[name].statistics[control.id] = moments.result()
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
-    if not moments:
-        raise ValueError(f"no images to calibrate subnet {control.id} with")
-    for name, seen in moments.items():
-        norms[name].statistics[control.id] = seen.result()
+        for norm in norms.values():
+            norm.moments = None
 
 
 def statistics_bytes(norms: Iterable[SubnetNorm], subnet_id: str) -> int:

@@ -48,6 +48,10 @@ class Rows:
         """Rows start..stop, as views."""
         return type(self)(self.inputs[start:stop], self.labels[start:stop])
 
+    def to(self, device: str) -> Self:
+        """The rows on a device."""
+        return type(self)(self.inputs.to(device), self.labels.to(device))
+
     def batches(self, size: int) -> Iterator[Self]:
         """All rows in order, in parts of `size`, the last one perhaps smaller."""
         for start in range(0, len(self), size):

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from common.supernet import artifact
-from common.supernet.actuate import Actuator, Elastic
-from common.supernet.data import FASHION_LABELS, Images
-from common.supernet.measure import BATCH_SIZES, accuracy, cost
+from torch import Tensor
+
+from common.supernet.actuate import Elastic
+from common.supernet.data import FASHION_LABELS, Images, read_fashion, split
+from common.supernet.explore import Data
 from common.supernet.resnet import Architecture, build
-from common.supernet.search import Candidate, candidates, evaluate, pareto, spread
 from common.supernet.spec import Space, TensorSpec
-from common.supernet.supernet import ModelSpec, Subnet
+from common.supernet.supernet import ModelSpec
 
 NAME = "fashion-resnet"
 HELD_OUT = 5_000  # training images that choose subnets and never train
 SPLIT_SEED = 7
-CALIBRATION = 2_000  # training images that SubnetNorm statistics are taken from
 SAMPLES = 1_000  # test images that ship with the model
-SUBNETS = 8
 
 PREPROCESSING = (
     "none by the client: rows are the grey values 0..255; the model normalises them by architecture.mean, std"
@@ -41,43 +37,13 @@ def fashion_resnet() -> Elastic:
     return build(architecture, space)
 
 
-def choose(
-    model: Elastic, train: Images, held_out: Images, tried: int, report: Callable[[str], None]
-) -> list[Candidate]:
-    """The Pareto set of a trained supernet: screen `tried` subnets roughly, then measure the best of them well.
-
-    Accuracy is that on the held-out images. The chosen subnets stay calibrated on `CALIBRATION` training images.
-    """
-    controls = candidates(model.space, tried, seed=0)
-    screened = evaluate(model, controls, train.part(0, 500), held_out.part(0, 1_500), (1, 16), 7, report)
-    best = spread(pareto(screened), SUBNETS + 3)
-    controls = [candidate.control for candidate in best]
-    measured = evaluate(model, controls, train.part(0, CALIBRATION), held_out, BATCH_SIZES, 25, report)
-    return spread(pareto(measured), SUBNETS)
+def data(folder: Path, *, test: bool = True) -> Data:
+    """Fashion-MNIST as the searches use it; `test` False leaves the test images out. Raises: DataError."""
+    train, tested = read_fashion(folder)
+    train, held_out = split(train, HELD_OUT, SPLIT_SEED)
+    return Data(train, held_out, tested if test else None)
 
 
-def publish(
-    folder: Path, model: Elastic, chosen: list[Candidate], test: Images, training: Mapping[str, Any], tried: int
-) -> list[Subnet]:
-    """Measure the chosen subnets on the test set, which chooses nothing, and write the artifact and its samples."""
-    actuator = Actuator(model)
-    subnets = []
-    for candidate in chosen:
-        actuator.actuate(candidate.control.id)
-        macs, params = cost(model, candidate.control, test.inputs[:1])
-        test_accuracy = round(accuracy(model, test), 2)
-        subnets.append(Subnet(candidate.control, round(candidate.accuracy, 2), test_accuracy, macs, params))
-    artifact.save(folder, model, SPEC, subnets, artifact.Notes(PREPROCESSING, training, _measured(tried)))
-    samples = {"images": test.inputs[:SAMPLES].contiguous(), "labels": test.labels[:SAMPLES].contiguous()}
-    artifact.write_tensors(folder / "samples.safetensors", samples)
-    return subnets
-
-
-def _measured(tried: int) -> dict[str, str]:
-    """How the figures of pareto.json came about."""
-    return {
-        "accuracy": f"percent of {HELD_OUT} training images that were held out of training; they chose the subnets",
-        "test_accuracy": "percent of the 10,000 test images, which chose nothing",
-        "statistics": f"SubnetNorm statistics from {CALIBRATION} training images",
-        "search": f"{tried} subnets tried, with their latency on the training machine, one thread",
-    }
+def samples(test: Images) -> dict[str, Tensor]:
+    """The test images that ship with the model, by name."""
+    return {"images": test.inputs[:SAMPLES].contiguous(), "labels": test.labels[:SAMPLES].contiguous()}

@@ -70,10 +70,12 @@ def profile(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     runs: int = 20,
     progress: Callable[[float], None] | None = None,
+    subnet_ids: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure the latency of every subnet at every batch size on this device.
+    """Measure the latency of subnets at every batch size on this device.
 
     A run is what a worker does for a batch: actuate, infer, and have the outputs on the host.
+    subnet_ids: which, else those of the Pareto set.
     Returns the JSON form of a profile, as `common.sched.profile.Profile.from_dict` takes it: microseconds, subnets by
     ascending accuracy, one median and one 95th percentile per batch size.
     """
@@ -84,24 +86,27 @@ def profile(
         for output in supernet.infer(rows[:batch]).values():
             output.cpu()
 
-    cells = [(subnet.id, batch) for subnet in supernet.subnets for batch in batch_sizes]
+    ids = [subnet.id for subnet in supernet.subnets] if subnet_ids is None else list(subnet_ids)
+    cells = [(subnet_id, batch) for subnet_id in ids for batch in batch_sizes]
     measured = latencies(run, cells, runs, progress=progress)
     return {
         "format": 1,
         "device": device_name(supernet.device),
         "executor": "torch",
+        "model": supernet.name,
+        "precision": supernet.precision,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "runs": runs,
         "batch_sizes": list(batch_sizes),
         "subnets": [
             {
-                "id": subnet.id,
-                "accuracy": subnet.accuracy,
-                "median_us": [_us(statistics.median(measured[subnet.id, b])) for b in batch_sizes],
-                "p95_us": [_us(_p95(measured[subnet.id, b])) for b in batch_sizes],
+                "id": subnet_id,
+                "accuracy": supernet.accuracy(subnet_id),
+                "median_us": [_us(statistics.median(measured[subnet_id, b])) for b in batch_sizes],
+                "p95_us": [_us(_p95(measured[subnet_id, b])) for b in batch_sizes],
             }
-            for subnet in supernet.subnets
+            for subnet_id in sorted(ids, key=supernet.accuracy)
         ],
     }
 
@@ -123,7 +128,7 @@ def cost(model: Elastic, control: Control, row: Tensor) -> tuple[int, int]:
 
     row: [1, *shape of the input]. Raises: as `extract`.
     """
-    static = extract(model, control)
+    static = extract(model, control).float()
     macs = 0
 
     def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:

@@ -23,7 +23,8 @@ from common.supernet.actuate import Elastic, Origin
 from common.supernet.data import DataError
 from common.supernet.insert import insert
 from common.supernet.layout import Group, Layout, Stage, divisible
-from common.supernet.spec import Control, Space, SpecError
+from common.supernet.spec import Control, Space, SpecError, TensorSpec
+from common.supernet.supernet import ModelSpec
 
 FAMILY = "ofa-resnet50"
 BASE, ADDED = (2, 2, 4, 2), (0, 1, 2)  # blocks per stage, and those that may be added
@@ -184,6 +185,12 @@ def space() -> Space:
     """The published search space."""
     depth = ((0, 1), *(tuple(base + added for added in ADDED) for base in BASE))
     return Space(depth=depth, width=(WIDTHS,) * 6, expand=(EXPANDS,) * sum(base + ADDED[-1] for base in BASE))
+
+
+def model_spec(name: str, classes: int, side: int, labels: Sequence[str]) -> ModelSpec:
+    """What a model of this family takes and gives."""
+    outputs = (TensorSpec("label", "INT64", ()), TensorSpec("scores", "FP32", (classes,)))
+    return ModelSpec(name, (TensorSpec("image", "UINT8", (side, side, 3)),), outputs, tuple(labels))
 
 
 def build(architecture: Architecture, of: Space | None = None) -> Elastic:

@@ -116,6 +116,8 @@ class WeightSliceConv2d(WeightSlice):
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, inputs, H, W] -> [N, outputs, H', W']."""
         weight, bias = self.active
+        if x.dtype is not weight.dtype:  # what comes from outside, when the weights are in half precision
+            x = x.to(weight.dtype)
         return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
 
 
@@ -125,6 +127,26 @@ class WeightSliceLinear(WeightSlice):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]."""
         return functional.linear(x, *self.active)
+
+
+class Moments:
+    """Mean and population variance per channel over batches, combined exactly (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = torch.zeros((), dtype=torch.float64)
+        self._squares = torch.zeros((), dtype=torch.float64)  # sum of squared deviations from the mean
+
+    def add(self, count: int, mean: Tensor, var: Tensor) -> None:
+        """Moments of one more batch. count: values per channel; mean, var: [channels]."""
+        total, apart = self.count + count, mean.double() - self._mean
+        self._squares = self._squares + var.double() * count + apart**2 * (self.count * count / total)
+        self._mean = self._mean + apart * (count / total)
+        self.count = total
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """mean, var: [channels] float32 each."""
+        return self._mean.float(), (self._squares / self.count).float()
 
 
 class BatchStatistics(NamedTuple):
@@ -155,7 +177,9 @@ class SubnetNorm(Operator):
         self.weight, self.bias = norm.weight, norm.bias
         self.eps, self.training = norm.eps, norm.training
         self.overwrite = overwrite  # x is a fresh tensor that nothing else reads
+        self.dtype = norm.weight.dtype  # of x in inference; weight, bias and statistics stay as they are
         self.statistics: dict[str, tuple[Tensor, Tensor]] = {}  # subnet id -> mean, var; [active channels] each
+        self.moments: Moments | None = None  # in calibration: of all batches seen
         self.active = BatchStatistics(self.weight, self.bias)
 
     def setting(self, subnet_id: str, channels: int | None) -> Setting:
@@ -174,7 +198,8 @@ class SubnetNorm(Operator):
         mean, var = self.statistics[subnet_id]
         scale = weight * torch.rsqrt(var + self.eps)
         shift = bias - mean * scale
-        return Setting(self, "active", RunningStatistics(scale.view(-1, 1, 1), shift.view(-1, 1, 1)))
+        scale, shift = (value.view(-1, 1, 1).to(self.dtype) for value in (scale, shift))
+        return Setting(self, "active", RunningStatistics(scale, shift))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, channels, H, W] -> the same shape, normalised, scaled and shifted per channel.
@@ -188,4 +213,9 @@ class SubnetNorm(Operator):
             if self.overwrite:
                 return torch.addcmul(active.shift, x, active.scale, out=x)
             return torch.addcmul(active.shift, x, active.scale)
-        return functional.batch_norm(x, None, None, active.weight, active.bias, training=True, eps=self.eps)
+        if self.moments is None:
+            return functional.batch_norm(x, None, None, active.weight, active.bias, training=True, eps=self.eps)
+        # The norm has the batch's moments anyhow: to compute them beside it takes several times as long as the norm.
+        out, mean, scale = torch.native_batch_norm(x, active.weight, active.bias, None, None, True, 0.0, self.eps)
+        self.moments.add(x.numel() // x.shape[1], mean, (scale.double() ** -2 - self.eps).clamp(min=0))
+        return out

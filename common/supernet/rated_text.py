@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from common.supernet.data import DataError, Rows
+from common.supernet.explore import Data
 from common.supernet.spec import TensorSpec
 from common.supernet.supernet import ModelSpec
 from common.supernet.tokenise import Tokeniser
@@ -114,3 +115,24 @@ def rows(snippets: Sequence[Snippet], tokenise: Tokeniser) -> Texts:
     """Snippets as token ids with labels: 1 is positive."""
     labels = torch.tensor([int(snippet.rating > 0) for snippet in snippets])
     return Texts(tokenise([snippet.text for snippet in snippets]), labels)
+
+
+def data(folder: Path, model: Path, *, test: bool = True) -> Data:
+    """The snippets as the searches use them, as token ids of a model folder's tokenizer; held-out rows sorted by
+    length in parts.
+
+    folder: that of the archive; test: whether test snippets are asked for. Raises: DataError; TokeniserError.
+    """
+    parts, tokenise = split(read_rated(folder / ARCHIVE)), Tokeniser.load(model, MAX_TOKENS)
+    return Data(
+        rows(parts.train, tokenise),
+        _by_length(rows(parts.held_out, tokenise)),
+        _by_length(rows(parts.test, tokenise)) if test else None,
+    )
+
+
+def _by_length(texts: Texts) -> Texts:
+    """Rows in the order of their length, but for chunks taken in turn, so that any first part is like the whole."""
+    order = (texts.inputs != 0).sum(1).argsort(stable=True)
+    mixed = torch.cat([order[start :: len(order) // 500 or 1] for start in range(len(order) // 500 or 1)])
+    return Texts(texts.inputs[mixed], texts.labels[mixed])

@@ -1,9 +1,7 @@
-"""The search for the Pareto set: few subnets, spread over the range, each worth its time.
+"""What a search begins with and what it keeps: subnets from all over a space; few of them, each worth its time.
 
 Source: SuperServe section 5 (registration: architecture search for the Pareto set, then profiling) and section 4 (its
-properties P1 and P2: latency grows with batch and with accuracy). The candidates are subnets that bend all stages
-alike and random ones; there is no evolutionary refinement.
-"""
+properties P1 and P2: latency grows with batch and with accuracy)."""
 
 from __future__ import annotations
 
@@ -11,15 +9,9 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from common.supernet.actuate import Actuator, Elastic
-from common.supernet.calibrate import calibrate
-from common.supernet.data import Rows
-from common.supernet.measure import Latencies, accuracy, latencies
 from common.supernet.spec import Control, Space
 
 
@@ -62,40 +54,6 @@ def alike_controls(space: Space) -> list[Control]:
     return [Control(*parts) for parts in itertools.product(*map(alike, (space.depth, space.width, space.expand)))]
 
 
-def evaluate(
-    model: Elastic,
-    controls: Sequence[Control],
-    calibration: Rows,
-    held_out: Rows,
-    batch_sizes: Sequence[int],
-    runs: int = 5,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[Candidate]:
-    """Calibrate each subnet, then measure its accuracy on the held-out images and its latency on this device.
-
-    The model keeps the statistics and is left in inference mode.
-    """
-    actuator = Actuator(model)
-    accuracies = {}
-    for index, control in enumerate(controls):
-        calibrate(model, control, (batch.inputs for batch in calibration.batches(125)))
-        actuator.forget(control.id)
-        actuator.actuate(control.id)
-        accuracies[control.id] = accuracy(model, held_out)
-        progress(f"{index + 1}/{len(controls)} {control.id} {accuracies[control.id]:.2f} %")
-
-    def run(subnet_id: str, batch: int) -> None:
-        actuator.actuate(subnet_id)
-        with torch.inference_mode():
-            model(held_out.inputs[:batch])
-
-    measured: Latencies = latencies(run, [(c.id, batch) for c in controls for batch in batch_sizes], runs)
-    return [
-        Candidate(c, accuracies[c.id], tuple(_undisturbed(measured[c.id, batch]) for batch in batch_sizes))
-        for c in controls
-    ]
-
-
 def pareto(measured: Sequence[Candidate], gain: float = 0.1) -> list[Candidate]:
     """Those that no cheaper or equally dear one comes within `gain` points of in accuracy, by ascending cost.
 
@@ -129,8 +87,3 @@ def spread(front: Sequence[Candidate], count: int) -> list[Candidate]:
     while len(kept) > count:
         del kept[min(range(1, len(kept) - 1), key=room)]
     return kept
-
-
-def _undisturbed(seconds: Sequence[float]) -> float:
-    """The lower quartile: the latency proper, where a median on a shared machine still holds the neighbours' load."""
-    return statistics.quantiles(seconds, n=4)[0]

@@ -6,7 +6,10 @@ names, then runs the batch).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,11 @@ TORCH_TYPES = {
     "INT64": torch.int64,
     "FP32": torch.float32,
 }
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTO = "auto"  # half precision where it gains
+GAIN = 1.1  # how much faster half precision must be
+TRIED, ROUNDS, RUNS = (1, 8), 3, 3  # batch sizes, rounds and runs by which that is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +82,20 @@ class Text:
     tokenise: Callable[[Sequence[str]], Tensor]
     profiled: int
 
+    def example(self, rows: int) -> list[str]:
+        """Texts of the profiled length."""
+        return [" ".join(["the"] * (self.profiled - 2))] * rows  # and a token at either end
+
 
 class Supernet:
     """One weight-shared supernet on one device, and the subnets of it that may serve.
 
     subnets: by ascending accuracy; each is calibrated and its plan is built here, so that no query pays for it.
+    hosted: other subnets that are calibrated, with what accuracy is predicted for them; `actuate` takes them as well.
     text: where the input is text. plan_bytes: bound of the folded plans (`actuate.Actuator`); None: half as much as the
-    shared weights take. Not thread-safe: one worker thread actuates and infers in turn.
+    shared weights take. precision: what weights are held and computed with, one of PRECISIONS; `auto` measures which is
+    faster here. fp16 is for GPUs, and not verified on one. Not thread-safe: one worker thread actuates and infers in
+    turn.
     """
 
     def __init__(
@@ -91,15 +106,24 @@ class Supernet:
         device: str = "cpu",
         text: Text | None = None,
         plan_bytes: int | None = None,
+        precision: str = "fp32",
+        hosted: Mapping[str, float] | None = None,
     ) -> None:
         self.spec = spec
         self.subnets = tuple(sorted(subnets, key=lambda subnet: subnet.accuracy))
         self.device = torch.device(device)
-        self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
-        self.actuator = Actuator(model, self.weight_bytes // 2 if plan_bytes is None else plan_bytes)
-        self._ids = {subnet.id for subnet in self.subnets}
+        self.hosted = dict(hosted or {})
         self._text = text
         (self.input,) = spec.inputs
+        model.eval().requires_grad_(False)
+        if precision == AUTO:
+            rows = self.example(TRIED[-1])
+            batch = (rows if isinstance(rows, Tensor) else self._tokens(rows)).to(self.device)
+            precision = fastest(model, [self.subnets[0].id, self.subnets[-1].id], batch)
+        self.precision = precision
+        model.cast(PRECISIONS[self.precision])
+        self.weight_bytes = model.bytes
+        self.actuator = Actuator(model, self.weight_bytes // 2 if plan_bytes is None else plan_bytes)
         for subnet in sorted(self.subnets, key=lambda subnet: subnet.params):
             self.actuator.actuate(subnet.id)  # the small ones first: a fold gains them most, and many fit
 
@@ -114,15 +138,23 @@ class Supernet:
         return self.actuator.model
 
     def actuate(self, subnet_id: str) -> None:
-        """Make a subnet the one that runs, in microseconds. Raises KeyError unless it is one of `subnets`."""
-        if subnet_id not in self._ids:
-            raise KeyError(f"model {self.name} has no subnet {subnet_id!r}; it has {', '.join(sorted(self._ids))}")
+        """Make a subnet the one that runs, in microseconds; one of `hosted` takes longer the first time.
+
+        Raises: SpecError for an id that is not in the space; MissingStatisticsError for a subnet not calibrated.
+        """
         self.actuator.actuate(subnet_id)
+
+    def accuracy(self, subnet_id: str) -> float:
+        """Percent: measured for one of `subnets`, predicted for one of `hosted`. Raises KeyError for any other."""
+        known = self.hosted | {subnet.id: subnet.accuracy for subnet in self.subnets}
+        if subnet_id not in known:
+            raise KeyError(f"model {self.name} hosts no subnet {subnet_id!r}")
+        return known[subnet_id]
 
     def example(self, rows: int) -> Tensor | list[str]:
         """A batch to time inference with: zeros, or texts of the profiled length."""
         if self._text is not None:
-            return [" ".join(["the"] * (self._text.profiled - 2))] * rows  # and a token at either end
+            return self._text.example(rows)
         return torch.zeros((rows, *self.input.shape), dtype=TORCH_TYPES[self.input.datatype])
 
     def infer(self, rows: Tensor | Sequence[str]) -> dict[str, Tensor]:
@@ -134,7 +166,7 @@ class Supernet:
         """
         batch = rows if isinstance(rows, Tensor) else self._tokens(rows)
         with torch.inference_mode():
-            scores = self.model(self._checked(batch).to(self.device)).softmax(1)  # [B, classes]
+            scores = self.model(self._checked(batch).to(self.device)).float().softmax(1)  # [B, classes]
             return {"label": scores.argmax(1), "scores": scores}
 
     def _tokens(self, texts: Sequence[str]) -> Tensor:
@@ -153,3 +185,30 @@ class Supernet:
                 f"got {rows.dtype} of shape {list(rows.shape)}"
             )
         return rows
+
+
+def fastest(model: Elastic, subnet_ids: Sequence[str], batch: Tensor) -> str:
+    """The precision in which these subnets run fastest, taken together: float32 unless another one gains clearly.
+
+    batch: [TRIED[-1], ...], on the model's device. The model is in inference mode and is left in float32.
+    """
+    names = [name for name in PRECISIONS if batch.device.type != "cpu" or name != "fp16"]  # no fp16 units on CPUs
+    held = [parameter.data for parameter in model.parameters()]
+    took: dict[tuple[str, str, int], list[float]] = {}
+    for name in names * ROUNDS:  # in turn: what disturbs the machine disturbs them alike
+        trial = Actuator(model.cast(PRECISIONS[name]), model.bytes)
+        with torch.inference_mode():
+            for subnet_id, size in [(i, size) for i in subnet_ids for size in TRIED] * RUNS:
+                trial.actuate(subnet_id)
+                began = time.perf_counter()
+                trial.model(batch[:size]).float().cpu()
+                took.setdefault((name, subnet_id, size), []).append(time.perf_counter() - began)
+        for parameter, data in zip(model.parameters(), held, strict=True):
+            parameter.data = data
+        model.cast(torch.float32)
+    cost = {
+        name: statistics.fmean(math.log(statistics.median(values)) for key, values in took.items() if key[0] == name)
+        for name in names
+    }
+    best = min(names, key=lambda name: cost[name])
+    return best if cost[best] < cost["fp32"] - math.log(GAIN) else "fp32"

@@ -7,19 +7,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from common.errors import SuperServeError, UnsupportedMediaType
+from common.tensors import BYTES
 from services.gateway import images
 from services.gateway.bodies import IDENTITY, deflate, inflate
 from services.gateway.options import parse_query
-from services.gateway.protocol import Plan, image_plan, split
+from services.gateway.protocol import Plan, row_plan, split
 from services.gateway.replies import encode
 from services.gateway.server import fail
+from services.gateway.tensors import text_row
 
 if TYPE_CHECKING:
     from common.settings import GatewaySettings
     from services.gateway.http import Request
     from services.gateway.link import ModelLink
     from services.gateway.metrics import Metrics
-    from services.gateway.model import Model
+    from services.gateway.model import Model, Tensor
     from services.gateway.pending import Query, Result
     from services.gateway.server import Server
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # What is read as JSON without an Inference-Header-Content-Length. The last two are what aiohttp and curl -d put there
 # when nobody told them anything.
+TEXT = "text/plain"
 JSON_TYPES = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded")
 
 
@@ -42,31 +45,35 @@ class Inference:
         """Send the query on its way; the response follows when the mesh has answered."""
         try:
             model = link.admit()
-            image_type = _image_type(request)
-            if image_type or request.headers.get("Content-Encoding", "") not in IDENTITY:
-                self._server.spawn(request, self._start_slowly(request, link, image_type))
+            kind = _kind(request)
+            if kind in images.FORMATS or request.headers.get("Content-Encoding", "") not in IDENTITY:
+                self._server.spawn(request, self._start_slowly(request, link, kind))
             else:
-                self._start(request, link, model, request.body)
+                self._start(request, link, model, request.body, kind)
         except Exception as error:  # whatever it is, it is counted and answered
             self._refuse(request, link.name, error)
 
-    async def _start_slowly(self, request: Request, link: ModelLink, image_type: str | None) -> None:
+    async def _start_slowly(self, request: Request, link: ModelLink, kind: str) -> None:
         """Decode in a thread what takes long; both zlib and Pillow let the loop go on meanwhile."""
         try:
             body, encoding = request.body, request.headers.get("Content-Encoding", "")
             if encoding not in IDENTITY:
                 body = await asyncio.to_thread(inflate, body, encoding, self._settings.max_body_bytes)
             model = link.admit()
-            if image_type is None:
-                self._start(request, link, model, body)
+            if kind not in images.FORMATS:
+                self._start(request, link, model, body, kind)
             else:
-                tensors = await asyncio.to_thread(images.decode, body, image_type, images.frame_of(model))
-                self._submit(request, link, link.admit(), image_plan(model), tensors, name_label=True)
+                tensors = await asyncio.to_thread(images.decode, body, kind, images.frame_of(model))
+                self._submit(request, link, link.admit(), row_plan(model), tensors, name_label=True)
         except Exception as error:
             self._refuse(request, link.name, error)
 
-    def _start(self, request: Request, link: ModelLink, model: Model, body: bytes) -> None:
+    def _start(self, request: Request, link: ModelLink, model: Model, body: bytes, kind: str) -> None:
         assert link.planner is not None
+        if kind == TEXT:
+            tensors = text_row(_text_input(model), body)
+            self._submit(request, link, model, row_plan(model), tensors, name_label=True)
+            return
         header_length = request.headers.get("Inference-Header-Content-Length")
         header, raw = (body, b"") if header_length is None else split(body, header_length)
         plan = link.planner.plan(header)
@@ -106,16 +113,28 @@ class Inference:
         self._metrics.of(link.name).left()
 
 
-def _image_type(request: Request) -> str | None:
-    """Return the content type if the body is an image; UnsupportedMediaType if it can be nothing of ours."""
+def _kind(request: Request) -> str:
+    """Return the content type of an image or a text, else "", which is JSON or binary tensors.
+
+    UnsupportedMediaType if it can be nothing of ours.
+    """
     if "Inference-Header-Content-Length" in request.headers:
-        return None  # binary tensors, whatever the content type: tritonclient sends none
+        return ""  # binary tensors, whatever the content type: tritonclient sends none
     content_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if content_type in images.FORMATS:
+    if content_type in images.FORMATS or content_type == TEXT:
         return content_type
     if content_type in JSON_TYPES:
-        return None
+        return ""
     raise UnsupportedMediaType(
-        f"Content-Type {content_type[:80]!r}: expected application/json, image/png or image/jpeg, or binary tensors "
-        "with the header Inference-Header-Content-Length"
+        f"Content-Type {content_type[:80]!r}: expected application/json, text/plain, image/png or image/jpeg, or "
+        "binary tensors with the header Inference-Header-Content-Length"
     )
+
+
+def _text_input(model: Model) -> Tensor:
+    """Return a model's input if it is a single text per row; UnsupportedMediaType if not."""
+    tensor = model.inputs[0]
+    if len(model.inputs) == 1 and tensor.datatype == BYTES and tensor.row_elements == 1:
+        return tensor
+    inputs = ", ".join(f"{tensor.name} {tensor.datatype}{list(tensor.shape)}" for tensor in model.inputs)
+    raise UnsupportedMediaType(f"model {model.name!r} takes no {TEXT}: its inputs are {inputs}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.tensors import DTYPES, row_bytes
+from common.tensors import BYTES, DTYPES, row_bytes
 
 VERSION = "1"  # the protocol wants one; a supernet's subnets are not versions
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output; ``shape`` is that of one row."""
+    """One input or output; ``shape`` is that of one row. BYTES has no size of its own: ``row_bytes`` is 0 there."""
 
     name: str
     datatype: str
@@ -28,7 +29,14 @@ class Tensor:
         name, datatype, shape = document["name"], document["datatype"], tuple(document["shape"])
         if not isinstance(name, str) or not all(isinstance(size, int) and size > 0 for size in shape):
             raise ValueError(f"tensor {name!r} of shape {shape}")
+        if datatype == BYTES:
+            return cls(name, datatype, shape, np.dtype(np.object_), 0)
         return cls(name, datatype, shape, DTYPES[datatype], row_bytes(datatype, shape))
+
+    @property
+    def row_elements(self) -> int:
+        """Number of elements of one row."""
+        return math.prod(self.shape)
 
     def metadata(self) -> dict[str, Any]:
         """Return the protocol's metadata; -1 stands for any number of rows."""
@@ -36,7 +44,7 @@ class Tensor:
 
     def config(self) -> dict[str, Any]:
         """Return Triton's way of telling the same: without the rows, which ``max_batch_size`` implies."""
-        triton = "TYPE_" + self.datatype
+        triton = "TYPE_STRING" if self.datatype == BYTES else "TYPE_" + self.datatype
         return {"name": self.name, "data_type": triton, "dims": list(self.shape)}
 
 
@@ -57,7 +65,7 @@ class Model:
         return cls(
             name=name,
             inputs=tuple(Tensor.from_dict(tensor) for tensor in document["inputs"]),
-            outputs=tuple(Tensor.from_dict(tensor) for tensor in document["outputs"]),
+            outputs=tuple(_of_fixed_size(Tensor.from_dict(tensor)) for tensor in document["outputs"]),
             labels=tuple(str(label) for label in document.get("labels") or ()),
             max_batch=int(document["max_batch"]),
             accuracies=tuple(sorted(float(subnet["accuracy"]) for subnet in document["subnets"])),
@@ -93,3 +101,10 @@ class Model:
             "input": [tensor.config() for tensor in self.inputs],
             "output": [tensor.config() for tensor in self.outputs],
         }
+
+
+def _of_fixed_size(output: Tensor) -> Tensor:
+    """Return an output; ValueError for one of BYTES, which no worker sends."""
+    if output.datatype == BYTES:
+        raise ValueError(f"output {output.name!r} is BYTES")
+    return output

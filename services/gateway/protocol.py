@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from common.errors import BadRequest
+from common.tensors import BYTES
 from services.gateway.options import NOTHING_SAID, Options, parse_parameters
-from services.gateway.tensors import from_json
+from services.gateway.tensors import check_texts, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,11 +35,25 @@ class Wanted(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Where one input's bytes are: in the JSON part, decoded, or in the raw part from ``start`` to ``stop``."""
+    """Where one input's bytes are: in the JSON part, decoded, or in the raw part from ``start`` to ``stop``.
+
+    ``texts``: how many elements of BYTES the raw part holds there, to be checked with each request; 0: none.
+    """
 
     inline: bytes | None
     start: int
     stop: int
+    name: str
+    texts: int = 0
+
+    def of(self, raw: bytes) -> bytes:
+        """Return the input's bytes; BadRequest for elements that are no text."""
+        if self.inline is not None:
+            return self.inline
+        data = raw[self.start : self.stop]
+        if self.texts:
+            check_texts(data, self.texts, f"input {self.name!r}")
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +77,7 @@ class Plan:
             )
         if self.parts is None:
             return raw
-        return b"".join(raw[start:stop] if inline is None else inline for inline, start, stop in self.parts)
+        return b"".join(part.of(raw) for part in self.parts)
 
 
 class Planner:
@@ -102,8 +117,8 @@ def parse(model: Model, header: bytes) -> Plan:
     return Plan(request_id, rows, parse_parameters(parameters, model), outputs, raw_bytes, parts)
 
 
-def image_plan(model: Model) -> Plan:
-    """Return the plan of an image: one row, all outputs as JSON, for a person to read."""
+def row_plan(model: Model) -> Plan:
+    """Return the plan of a body that is one row, an image or a text: all outputs as JSON, for a person to read."""
     outputs = tuple(Wanted(index, False) for index in range(len(model.outputs)))
     return Plan(None, 1, NOTHING_SAID, outputs, model.inputs[0].row_bytes, None)
 
@@ -176,7 +191,7 @@ def _inputs(model: Model, items: object) -> tuple[int, int, tuple[Part, ...] | N
         rows = count
         parts[name] = part = _part(tensor, item, rows, offset)
         offset = part.stop
-    in_order = list(given) == list(tensors) and all(part.inline is None for part in parts.values())
+    in_order = list(given) == list(tensors) and all(p.inline is None and not p.texts for p in parts.values())
     return rows, offset, None if in_order else tuple(parts[name] for name in tensors)
 
 
@@ -207,9 +222,13 @@ def _part(tensor: Tensor, item: dict[str, Any], rows: int, offset: int) -> Part:
     if size is None:
         if data is None:
             raise BadRequest(f"{where}: neither data nor parameters.binary_data_size")
-        return Part(from_json(tensor, data, rows), offset, offset)
+        return Part(from_json(tensor, data, rows), offset, offset, tensor.name)
     if data is not None:
         raise BadRequest(f"{where}: both data and parameters.binary_data_size")
+    if tensor.datatype == BYTES:
+        if type(size) is not int or size < 0:
+            raise BadRequest(f"{where}: parameters.binary_data_size is {shown(size)}, expected a number of bytes")
+        return Part(None, offset, offset + size, tensor.name, texts=rows * tensor.row_elements)
     expected = rows * tensor.row_bytes
     if type(size) is not int or size != expected:
         shape = "x".join(str(n) for n in (rows, *tensor.shape))
@@ -217,7 +236,7 @@ def _part(tensor: Tensor, item: dict[str, Any], rows: int, offset: int) -> Part:
             f"{where}: parameters.binary_data_size is {shown(size)}, "
             f"but {shape} of {tensor.datatype} is {expected} bytes"
         )
-    return Part(None, offset, offset + size)
+    return Part(None, offset, offset + size, tensor.name)
 
 
 def _outputs(model: Model, items: object, default_binary: bool) -> tuple[Wanted, ...]:

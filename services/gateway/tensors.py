@@ -1,4 +1,4 @@
-"""Tensors written as JSON: numbers, flat or nested, into the bytes of their datatype. Nothing is rounded or wrapped."""
+"""Tensors written as JSON: numbers or texts, flat or nested, into the bytes of their datatype. Nothing is rounded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import BadRequest
+from common.tensors import BYTES, decode_elements, encode_elements
 
 if TYPE_CHECKING:
     from services.gateway.model import Tensor
@@ -18,6 +19,7 @@ _ALLOWED: dict[str, tuple[frozenset[type], str]] = {
     "i": (frozenset((int,)), "an integer"),
     "u": (frozenset((int,)), "an integer"),
     "f": (frozenset((int, float)), "a number"),
+    "O": (frozenset((str,)), "a string"),
 }
 
 
@@ -30,14 +32,43 @@ def from_json(tensor: Tensor, data: object, rows: int) -> bytes:
         raise BadRequest(f"{where}: expected data as a list, got {type(data).__name__}")
     shape = (rows, *tensor.shape)
     flat = _flatten(data, shape, where)
-    expected = tensor.row_bytes // tensor.dtype.itemsize * rows
+    expected = tensor.row_elements * rows
     if len(flat) != expected:
         raise BadRequest(f"{where}: data has {len(flat)} elements, but shape {list(shape)} has {expected}")
     allowed, words = _ALLOWED[tensor.dtype.kind]
     if not allowed.issuperset(map(type, flat)):
         position, value = next((i, v) for i, v in enumerate(flat) if type(v) not in allowed)
         raise BadRequest(f"{where}: data[{position}] is {value!r:.40}, expected {words} for {tensor.datatype}")
+    if tensor.datatype == BYTES:
+        return encode_elements(_utf8(text, position, where) for position, text in enumerate(flat))
     return _convert(tensor, flat, where)
+
+
+def text_row(tensor: Tensor, body: bytes) -> bytes:
+    """Return a body that is one text, in UTF-8, as the row of a BYTES input; BadRequest when it is not UTF-8."""
+    data = encode_elements([body])
+    check_texts(data, 1, f"input {tensor.name!r}")
+    return data
+
+
+def check_texts(data: bytes, count: int, where: str) -> None:
+    """Raise BadRequest unless ``data`` holds so many elements of BYTES, each of them UTF-8."""
+    try:
+        elements = decode_elements(data, count)
+    except ValueError as error:
+        raise BadRequest(f"{where}: {error}") from None
+    for position, element in enumerate(elements):
+        try:
+            element.decode()
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"{where}: element {position} is no UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _utf8(text: str, position: int, where: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise BadRequest(f"{where}: data[{position}] is no Unicode text: {error.reason}") from None
 
 
 def _flatten(data: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from common.errors import ConfigError
-from common.tensors import DTYPES, row_bytes
+from common.tensors import BYTES, DTYPES, decode_elements, encode_elements, row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
     from common.sched.profile import Profile
     from common.supernet.artifact import Supernet
@@ -34,7 +36,7 @@ class Engine(Protocol):
     def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
         """Actuate ``subnet``, infer all rows as one batch, and return each query's output bytes.
 
-        Raises ValueError for a payload whose size is not ``rows`` times that of one row, or an unknown subnet.
+        Raises ValueError for a payload that does not hold ``rows`` rows, or an unknown subnet.
         """
 
 
@@ -68,7 +70,8 @@ class TorchEngine:
         self._supernet = supernet
         self._description = description
         (self._input,) = description["inputs"]
-        self._input_bytes = bytes_of(self._input)
+        self._reads_text = self._input["datatype"] == BYTES
+        self._input_bytes = 0 if self._reads_text else bytes_of(self._input)
 
     def describe(self) -> dict[str, Any]:
         """See Engine."""
@@ -76,20 +79,34 @@ class TorchEngine:
 
     def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
         """See Engine."""
-        import torch  # here: torch is the worker's extra, and an emulated worker runs without it
-
-        for payload, n in zip(payloads, rows, strict=True):  # each: two wrong sizes may add up to a right one
-            if len(payload) != n * self._input_bytes:
-                raise ValueError(f"{len(payload)} bytes of input for {n} rows of {self._input_bytes} bytes")
-        total = sum(rows)
-        batch = np.frombuffer(bytearray().join(payloads), DTYPES[self._input["datatype"]])
+        batch = self._texts(payloads, rows) if self._reads_text else self._tensor(payloads, rows)
         self._supernet.actuate(subnet)
-        outputs = self._supernet.infer(torch.from_numpy(batch.reshape(total, *self._input["shape"])))
+        outputs = self._supernet.infer(batch)
         arrays = [outputs[tensor["name"]].cpu().numpy() for tensor in self._description["outputs"]]
         bounds = [0]
         for n in rows:
             bounds.append(bounds[-1] + n)
         return [b"".join(array[a:b].tobytes() for array in arrays) for a, b in pairwise(bounds)]
+
+    def example(self, rows: int) -> bytes:
+        """Return a payload of so many rows, to warm up with."""
+        batch = self._supernet.example(rows)
+        if isinstance(batch, list):
+            return encode_elements(text.encode() for text in batch)
+        return bytes(rows * self._input_bytes)
+
+    def _texts(self, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[str]:
+        pairs = zip(payloads, rows, strict=True)
+        return [element.decode() for payload, n in pairs for element in decode_elements(payload, n)]
+
+    def _tensor(self, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> Tensor:
+        import torch  # here: torch is the worker's extra, and an emulated worker runs without it
+
+        for payload, n in zip(payloads, rows, strict=True):  # each: two wrong sizes may add up to a right one
+            if len(payload) != n * self._input_bytes:
+                raise ValueError(f"{len(payload)} bytes of input for {n} rows of {self._input_bytes} bytes")
+        batch = np.frombuffer(bytearray().join(payloads), DTYPES[self._input["datatype"]])
+        return torch.from_numpy(batch.reshape(sum(rows), *self._input["shape"]))
 
 
 class EmulatedEngine:

@@ -51,6 +51,25 @@ def find_profile(name: str) -> tuple[str, Profile]:
     raise ConfigError(f"profile {name!r}: no such shipped profile ({', '.join(shipped)}) and no such file")
 
 
+def check_fit(name: str, profile: Profile, model: str, device: str, threads: int, precision: str) -> None:
+    """Raise ConfigError unless a profile, given as `name`, tells of this model on this device.
+
+    precision: what the worker is to use; auto takes the profile's.
+    """
+    for what, taken, here in (
+        ("with executor", profile.executor, "torch"),
+        ("of the model", profile.model or model, model),
+        ("on the device", profile.device, device),
+        ("with as many threads as", profile.threads, threads),
+        ("in", profile.precision, profile.precision if precision == "auto" else precision),
+    ):
+        if taken != here:
+            raise ConfigError(
+                f"--profile={name!r} was taken {what} {taken!r}, not {here!r}: "
+                "take one here with `superserve profile`, or leave the flag out to have the worker measure"
+            )
+
+
 def read_profile(path: Path) -> Profile:
     """Read a profile; ConfigError names file, key and value."""
     try:

@@ -20,7 +20,7 @@ from common import log
 from common.errors import ConfigError
 from common.sched.profile import Profile
 from services.worker import library
-from services.worker.engine import EmulatedEngine, Engine, TorchEngine, bytes_of
+from services.worker.engine import EmulatedEngine, Engine, TorchEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +37,6 @@ def build(settings: WorkerSettings) -> Engine:
     folder = library.find_model(settings.model)
     if settings.executor == "emulated":
         return _emulated(settings, folder)
-    if settings.profile is not None:
-        raise ConfigError(f"--profile={settings.profile!r} goes with --executor emulated; torch measures its own")
     return _torch(settings, folder)
 
 
@@ -59,17 +57,31 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
         raise ConfigError(f"--executor torch: {error}; pip install 'superserve-mesh[worker]'") from error
     torch.set_num_threads(1)  # one worker, one core: more threads per process are slower on a shared machine
     device = _device(settings.device)
-    try:
-        supernet = artifact.load(folder, device=device)
-    except artifact.ArtifactError as error:
-        raise ConfigError(str(error)) from error
-    path = _cache_path(settings, folder, measure.device_name(torch.device(device)), torch.__version__)
-    with _locked(path.with_suffix(".lock")):
-        if path.is_file() and not settings.reprofile:
-            profile = library.read_profile(path)
-            _log.info("profile_cached", path=str(path))
-        else:
-            profile = _measure(supernet, path)
+    name = measure.device_name(torch.device(device))
+
+    def load(precision: str) -> Supernet:
+        plan_bytes = None if settings.plan_mib is None else round(settings.plan_mib * (1 << 20))
+        try:
+            return artifact.load(folder, device, plan_bytes, precision)
+        except artifact.ArtifactError as error:
+            raise ConfigError(str(error)) from error
+
+    if settings.profile is not None:
+        _, profile = library.find_profile(settings.profile)
+        library.check_fit(settings.profile, profile, library.model_name(folder), name, 1, settings.precision)
+        supernet = load(profile.precision)
+        for subnet in profile.subnets:
+            _known(supernet, subnet.id, settings.profile)
+    else:
+        path = _cache_path(settings, folder, name, torch.__version__)
+        with _locked(path.with_suffix(".lock")):
+            if path.is_file() and not settings.reprofile:
+                profile = library.read_profile(path)
+                supernet = load(profile.precision)
+                _log.info("profile_cached", path=str(path))
+            else:
+                supernet = load(settings.precision)
+                profile = _measure(supernet, path)
     engine = TorchEngine(supernet, library.read_description(folder), profile)
     _warm_up(engine)
     return engine
@@ -87,6 +99,13 @@ def _device(name: str) -> str:
     return name
 
 
+def _known(supernet: Supernet, subnet_id: str, profile: str) -> None:
+    try:
+        supernet.actuate(subnet_id)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"--profile={profile!r}: {error}") from error
+
+
 def _measure(supernet: Supernet, path: Path) -> Profile:
     from common.supernet import artifact
 
@@ -101,22 +120,21 @@ def _measure(supernet: Supernet, path: Path) -> Profile:
     return profile
 
 
-def _warm_up(engine: Engine) -> None:
+def _warm_up(engine: TorchEngine) -> None:
     """Run each subnet at the smallest and the largest batch, so that no query pays for first-call set-up."""
-    (tensor,) = engine.describe()["inputs"]
-    size = bytes_of(tensor)
     for subnet in engine.profile.subnets:
         for rows in (1, engine.profile.max_batch):
             for _ in range(WARM_UP_RUNS):
-                engine.execute(subnet.id, [bytes(rows * size)], [rows])
+                engine.execute(subnet.id, [engine.example(rows)], [rows])
 
 
 def _cache_path(settings: WorkerSettings, folder: Path, device: str, torch_version: str) -> Path:
     base = Path(settings.cache_dir) if settings.cache_dir else _user_cache()
     key = hashlib.sha256()
-    for name in ("supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json"):
-        key.update((folder / name).read_bytes())
-    key.update(repr((device, torch_version, platform.python_version())).encode())
+    for name in ("supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json", "tokenizer.json"):
+        if (folder / name).is_file():  # what is missing and should not be is told when the model is read
+            key.update((folder / name).read_bytes())
+    key.update(repr((device, torch_version, platform.python_version(), settings.precision, settings.plan_mib)).encode())
     path = base / "profiles" / f"{library.model_name(folder)}-{key.hexdigest()[:12]}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from common.supernet import artifact
 from common.supernet.actuate import Actuator
 from common.supernet.artifact import ArtifactError, Notes
 from common.supernet.operators import MissingStatisticsError
-from common.supernet.spec import Control, Space, TensorSpec
+from common.supernet.spec import Control, Space, SpecError, TensorSpec
 from common.supernet.supernet import ModelSpec, Subnet
 from tests.supernet.conftest import Build, pictures
 
@@ -78,9 +78,14 @@ def test_wrong_rows_are_refused(folder: Path, rows: torch.Tensor) -> None:
 
 
 def test_unknown_subnet_is_refused(folder: Path) -> None:
-    """A subnet outside the Pareto set is refused, even when it is in the space."""
-    with pytest.raises(KeyError, match="has no subnet 'd1-w50-e50"):
-        artifact.load(folder).actuate("d1-w50-e50.50.100")
+    """A subnet without statistics, or outside the space, is refused by name, and the one before it stays actuated."""
+    loaded = artifact.load(folder)
+    before = loaded.actuator.subnet_id
+    with pytest.raises(MissingStatisticsError, match=r"subnet d1-w50-e50\.50\.100 has no SubnetNorm statistics"):
+        loaded.actuate("d1-w50-e50.50.100")
+    with pytest.raises(SpecError, match=r"subnet d9-w50-e50: depth\[0\] is 9"):
+        loaded.actuate("d9-w50-e50")
+    assert loaded.actuator.subnet_id == before
 
 
 def test_uncalibrated_subnet_is_not_saved(tmp_path: Path, build: Build, space: Space) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from common.supernet.actuate import Actuator, extract
-from common.supernet.calibrate import Moments, calibrate, statistics_bytes
+from common.supernet.calibrate import calibrate, statistics_bytes
+from common.supernet.operators import Moments
 from common.supernet.spec import Space
 from tests.supernet.conftest import Build, pictures
 
@@ -15,7 +16,8 @@ def test_moments_combine_exactly() -> None:
     data = torch.randn(97, 5, 4, 3, generator=torch.Generator().manual_seed(0)) * 3 + 100
     moments = Moments()
     for batch in (data[:1], data[1:41], data[41:48], data[48:]):
-        moments.add(batch)
+        var, mean = torch.var_mean(batch, dim=(0, 2, 3), correction=0)
+        moments.add(batch.numel() // 5, mean, var)
     var, mean = torch.var_mean(data.double(), dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(moments.result(), (mean.float(), var.float()), rtol=1e-5, atol=1e-6)
 

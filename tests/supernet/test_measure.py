@@ -1,15 +1,11 @@
 """Accuracy, latency and cost of subnets, and the choice among them."""
 
 import itertools
-from pathlib import Path
 
-import pytest
 import torch
 
 from common.sched.profile import Profile
-from common.supernet import artifact
 from common.supernet.data import Images
-from common.supernet.fashion import choose, publish
 from common.supernet.measure import accuracy, cost, latencies, profile
 from common.supernet.search import Candidate, alike_controls, candidates, pareto, spread
 from common.supernet.spec import Control, Space
@@ -93,18 +89,3 @@ def test_candidates_are_distinct_and_include_the_ends(space: Space) -> None:
     assert {space.smallest, space.largest} < set(found)
     for control in [*found, *alike_controls(space)]:
         space.validate(control)
-
-
-def test_choice_is_published(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Search and publication of a supernet give an artifact that loads, its subnets ascending, samples beside it."""
-    monkeypatch.setattr("common.supernet.fashion.BATCH_SIZES", (1, 2))
-    images = pictures(60, side=28)
-    told: list[str] = []
-    model = build()
-    chosen = choose(model, images, images.part(0, 20), tried=6, report=told.append)
-    subnets = publish(tmp_path, model, chosen, images, {"epochs": 0}, tried=6)
-    loaded = artifact.load(tmp_path)
-    assert loaded.subnets == tuple(subnets)
-    assert all(a.accuracy < b.accuracy for a, b in itertools.pairwise(subnets))
-    assert len(told) >= 6
-    assert (tmp_path / "samples.safetensors").is_file()

@@ -84,7 +84,7 @@ def test_wrong_size_is_refused(torch_engine: TorchEngine, sizes: list[int], rows
 
 def test_unknown_subnet_is_refused(torch_engine: TorchEngine) -> None:
     """A subnet that the model does not have is named in the error."""
-    with pytest.raises(KeyError, match="d9-w9"):
+    with pytest.raises(ValueError, match="d9-w9"):
         torch_engine.execute("d9-w9", [bytes(PIXELS)], [1])
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -28,9 +30,42 @@ def test_emulation_needs_a_profile() -> None:
     assert "--profile" in refusal(executor="emulated")
 
 
-def test_torch_takes_no_profile() -> None:
-    """A torch worker measures its own device: a profile beside it is a contradiction, not ignored."""
-    assert f"--profile={PROFILE!r}" in refusal(executor="torch", profile=PROFILE)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "Some GPU"}, "was taken on the device 'Some GPU', not "),
+        ({"executor": "emulated"}, "was taken with executor 'emulated', not 'torch'"),
+        ({"model": "other"}, "was taken of the model 'other', not 'fashion-resnet'"),
+        ({"threads": 8}, "was taken with as many threads as 8, not 1"),
+        ({"precision": "bf16"}, "was taken in 'bf16', not 'fp32'"),
+        ({"subnets": ["d9-w100-e100"]}, r"subnet d9-w100-e100: depth\[0\] is 9"),
+        ({"subnets": ["d1-w75-e25"]}, "subnet d1-w75-e25 has no SubnetNorm statistics"),
+    ],
+)
+def test_profile_that_does_not_fit_is_refused(
+    shipped: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    """A torch worker takes a profile of this model on this device alone, and says in what another one differs."""
+    taken = brief_profile(artifact.load(shipped))
+    if "subnets" in change:
+        (subnet_id,) = cast("list[str]", change["subnets"])
+        change["subnets"] = [taken["subnets"][0] | {"id": subnet_id}]
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(taken | change))
+    assert re.search(f"--profile={str(path)!r}.* {message}", refusal(device="cpu", precision="fp32", profile=str(path)))
+
+
+def test_profile_that_fits_is_served(shipped: Path, tmp_path: Path) -> None:
+    """With a profile of this device nothing is measured, and its subnets alone serve, in its precision."""
+    taken = brief_profile(artifact.load(shipped, precision="bf16"))
+    taken["subnets"] = taken["subnets"][2:4]
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(taken))
+    engine = build(worker_settings(device="cpu", profile=str(path), cache_dir=str(tmp_path / "cache")))
+    assert [subnet.id for subnet in engine.profile.subnets] == [entry["id"] for entry in taken["subnets"]]
+    assert (engine.profile.precision, engine.profile.model) == ("bf16", "fashion-resnet")
+    assert not (tmp_path / "cache").exists()
+    assert len(engine.execute(taken["subnets"][0]["id"], [bytes(28 * 28)], [1])) == 1
 
 
 def test_unknown_model_and_profile_are_named() -> None:
