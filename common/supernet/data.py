@@ -14,6 +14,8 @@ from typing import Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 FASHION_LABELS = (
@@ -78,6 +80,26 @@ def read_fashion(folder: Path) -> tuple[Images, Images]:
     Raises: DataError when a file is missing or malformed.
     """
     return _read_images(folder, "train"), _read_images(folder, "t10k")
+
+
+def read_rows(path: Path) -> Rows:
+    """Read a user's own rows: a safetensors file with `inputs`, as the supernet takes them, and INT64 `labels`.
+
+    Raises: DataError naming the file and what is wrong in it.
+    """
+    try:
+        tensors = load_file(path)
+        inputs, labels = tensors["inputs"], tensors["labels"]
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is no safetensors file: {error}") from error
+    except KeyError as error:
+        raise DataError(f"{path} has no tensor {error}, but {', '.join(tensors)}") from error
+    if labels.dtype != torch.int64 or labels.ndim != 1 or len(inputs) != len(labels) or not len(labels):
+        shapes = f"inputs of shape {list(inputs.shape)} and labels of {labels.dtype}, shape {list(labels.shape)}"
+        raise DataError(f"{path} has {shapes}; one INT64 label per row is needed, and at least one row")
+    return Rows(inputs, labels)
 
 
 def split(train: Images, held_out: int, seed: int) -> tuple[Images, Images]:

@@ -21,12 +21,13 @@ def find_data(model: Path, folder: Path | None, *, test: bool) -> Data:
     ConfigError says what is missing.
     """
     from common.supernet import fashion, rated_text
-    from common.supernet.data import DataError
+    from common.supernet.data import DataError, read_rows
+    from common.supernet.explore import Data
 
     name = library.model_name(model)
     try:
         if folder is not None and (folder / FILES[0]).is_file():
-            return _own(folder, test=test)
+            return Data(*(read_rows(folder / file) for file in FILES[: 3 if test else 2]))
         if name == fashion.NAME:
             return fashion.data(folder or FASHION, test=test)
         if name.startswith("rated-text") and folder is not None:
@@ -35,29 +36,3 @@ def find_data(model: Path, folder: Path | None, *, test: bool) -> Data:
         raise ConfigError(str(error)) from error
     files = f"{FILES[0]} and {FILES[1]}, each with `inputs` and `labels`"
     raise ConfigError(f"--data={str(folder or '')!r}: model {name!r} needs a folder with {files}")
-
-
-def _own(folder: Path, *, test: bool) -> Data:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from common.supernet.data import Rows
-    from common.supernet.explore import Data
-
-    parts = []
-    for name in FILES[: 3 if test else 2]:
-        try:
-            tensors = load_file(folder / name)
-            inputs, labels = tensors["inputs"], tensors["labels"]
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{folder / name}: {error}") from error
-        except KeyError as error:
-            raise ConfigError(f"{folder / name}: no tensor {error}; it has {', '.join(tensors)}") from error
-        if len(inputs) != len(labels) or not len(labels) or labels.dtype != torch.int64:
-            raise ConfigError(
-                f"{folder / name}: {len(inputs)} inputs and {len(labels)} labels of {labels.dtype}; "
-                "as many INT64 labels as inputs are needed"
-            )
-        parts.append(Rows(inputs, labels))
-    return Data(*parts)

@@ -1,5 +1,6 @@
 """Bodies of a run: data files, what fits a model, and what is sent without data."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import orjson
 import pytest
 from numpy.typing import NDArray
 
+from common.tensors import decode_elements
 from loadgen.errors import InputError
 from loadgen.oip import Endpoint, ModelSpec, TensorSpec, datatype_of, parse_error
 from loadgen.payloads import Payload, load_arrays, make_payload, shipped_data
@@ -100,9 +102,42 @@ def test_random_tensors_have_the_models_shape_and_type() -> None:
     assert made.labels is None
 
 
-@pytest.mark.parametrize(("datatype", "shape"), [("BYTES", (-1,)), ("FP32", (-1, -1))])
+def test_texts_are_invented() -> None:
+    """Without data a model that reads text is sent some words, as BYTES of the size that the JSON part says."""
+    made = payload(None, rows=3, model=ModelSpec("text", (TensorSpec("text", "BYTES", (-1, 1)),), ()))
+    head, _, body = made.requests[0].partition(b"\r\n\r\n")
+    length = int(head.split(b"Inference-Header-Content-Length: ")[1].split(b"\r\n")[0])
+    (tensor,) = orjson.loads(body[:length])["inputs"]
+    assert (tensor["datatype"], tensor["shape"]) == ("BYTES", [3, 1])
+    assert tensor["parameters"]["binary_data_size"] == len(body) - length
+    assert all(len(text.split()) == 16 for text in decode_elements(body[length:], 3))
+
+
+def test_texts_with_labels_are_read_from_json(tmp_path: Path) -> None:
+    """Samples of a text model are an object of lists in JSON; each text is sent beside its own label."""
+    path = tmp_path / "samples.json"
+    texts = ["good", "bad", "\u00fcbel"]
+    path.write_text(json.dumps({"text": texts, "labels": [1, 0, 0]}))
+    spec = TensorSpec("text", "BYTES", (-1, 1))
+    made = payload(path, model=ModelSpec("text", (spec,), (TensorSpec("label", "INT64", (-1,)),)))
+    assert made.labels is not None
+    for request, label in zip(made.requests, made.labels, strict=True):
+        (text,) = [text for text in texts if request.endswith(text.encode())]
+        assert struct.unpack("<q", label) == (int(text == "good"),)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"text": "good"}', "{"])
+def test_unreadable_json_is_refused(tmp_path: Path, content: str) -> None:
+    """JSON that is no object of lists is refused by its file."""
+    path = tmp_path / "samples.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"samples\.json"):
+        load_arrays(path)
+
+
+@pytest.mark.parametrize(("datatype", "shape"), [("FP32", (-1, -1)), ("BYTES", (-1, -1))])
 def test_tensors_that_cannot_be_invented_need_data(datatype: str, shape: tuple[int, ...]) -> None:
-    """Text and free dimensions cannot be guessed."""
+    """Free dimensions cannot be guessed."""
     model = ModelSpec("text", (TensorSpec("tokens", datatype, shape),), ())
     with pytest.raises(InputError, match="cannot invent tokens"):
         payload(None, model=model)
