@@ -108,6 +108,9 @@ class WorkerSettings(ServiceSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="what weights are held and computed with; auto measures which is fastest; fp16 is for GPUs"
     )
+    cuda_graphs: bool = Field(
+        False, description="run by CUDA graphs; for GPUs and models that take images, not verified on one"
+    )
     plan_mib: float | None = Field(
         None, ge=0, description="bound of what plans hold beside the weights; by default half as much as the weights"
     )

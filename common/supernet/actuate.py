@@ -240,6 +240,8 @@ def _static(module: nn.Module, subnet_id: str) -> nn.Module:
     else:
         return _copied(module, subnet_id)
     static.load_state_dict({name: tensor for name, tensor in state.items() if tensor is not None}, strict=False)
+    if isinstance(module, WeightSliceConv2d) and module.weight.is_contiguous(memory_format=torch.channels_last):
+        static.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return static.eval()
 
 

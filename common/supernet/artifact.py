@@ -72,17 +72,19 @@ def save(
     subnets: Sequence[Subnet],
     notes: Notes,
     tokens: Mapping[str, int] | None = None,
+    stored: torch.dtype = torch.float32,
 ) -> None:
     """Write a supernet with the statistics of its subnets; files that are there are replaced.
 
     tokens: of a supernet that reads text, `max`, the length in tokens beyond which texts are cut off, and `profiled`,
-    that of the texts that latency is profiled with; tokenizer.json in the folder is the caller's.
+    that of the texts that latency is profiled with; tokenizer.json in the folder is the caller's. stored: the type of
+    the weights in the file; they are read back as float32.
 
     Raises: MissingStatisticsError when a subnet is not calibrated; ValueError when no family builds this supernet.
     """
     if model.origin is None or model.origin.family not in FAMILIES:
         raise ValueError(f"only supernets of a family can be saved and read again: {', '.join(FAMILIES)}")
-    weights = {name: tensor.detach().contiguous() for name, tensor in model.net.named_parameters()}
+    weights = {name: tensor.detach().to(stored).contiguous() for name, tensor in model.net.named_parameters()}
     statistics = _statistics(model, [subnet.id for subnet in subnets])
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
@@ -140,17 +142,33 @@ def read(folder: Path, device: str = "cpu") -> Parts:
     return Parts(model, spec, subnets, hosted, None if tokens is None else _read_text(folder, tokens))
 
 
-def load(folder: Path | str, device: str = "cpu", plan_bytes: int | None = None, precision: str = "fp32") -> Supernet:
+def load(
+    folder: Path | str,
+    device: str = "cpu",
+    plan_bytes: int | None = None,
+    precision: str = "fp32",
+    cuda_graphs: bool = False,
+) -> Supernet:
     """Read a supernet from a folder, onto a device, with every subnet of its Pareto set ready to be actuated.
 
-    plan_bytes, precision: as in Supernet.
+    plan_bytes, precision, cuda_graphs: as in Supernet.
 
     Raises: ArtifactError.
     """
     folder = Path(folder)
     parts = read(folder, device)
     try:
-        return Supernet(parts.model, parts.spec, parts.subnets, device, parts.text, plan_bytes, precision, parts.hosted)
+        return Supernet(
+            parts.model,
+            parts.spec,
+            parts.subnets,
+            device,
+            parts.text,
+            plan_bytes,
+            precision,
+            parts.hosted,
+            cuda_graphs,
+        )
     except MissingStatisticsError as error:
         raise ArtifactError(f"{folder / NORMS}: {error}") from error
 

@@ -185,7 +185,8 @@ class Search:
             entry | {"accuracy": accuracies[entry["id"]]} for entry in taken["subnets"] if entry["id"] in accuracies
         ]
         taken["subnets"].sort(key=lambda entry: entry["accuracy"])
-        others = {p.control.id: p.accuracy for p in hosted if p.control.id not in accuracies}
+        others = {p.control.id: p.accuracy for p in hosted} | {s.id: s.accuracy for s in measured}
+        others = {subnet_id: value for subnet_id, value in others.items() if subnet_id not in accuracies}
         found = Found(
             subnets=subnets,
             profile=taken,
@@ -369,7 +370,7 @@ class Search:
             "accuracy": f"percent of {len(data.held_out)} rows held out of training, in {found.precision}; they chose",
             "search": f"{len(found.screened)} subnets screened on {min(budget.screen_rows, len(data.held_out))} rows, "
             f"{len(found.candidates)} measured on all; latency on {found.profile['device']}",
-            "hosted": f"accuracies predicted; {fit.error:.2f} points off on average, on subnets left out",
+            "hosted": f"accuracies predicted, {fit.error:.2f} points off on subnets left out; of finalists measured",
         }
         if data.test is not None:
             notes["test_accuracy"] = f"percent of {len(data.test)} other rows, which chose nothing"

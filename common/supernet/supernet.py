@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.supernet.actuate import Actuator, Elastic
+from common.supernet.graphs import Graphs
 from common.supernet.spec import Control, TensorSpec
 
 TORCH_TYPES = {
@@ -94,8 +95,8 @@ class Supernet:
     hosted: other subnets that are calibrated, with what accuracy is predicted for them; `actuate` takes them as well.
     text: where the input is text. plan_bytes: bound of the folded plans (`actuate.Actuator`); None: half as much as the
     shared weights take. precision: what weights are held and computed with, one of PRECISIONS; `auto` measures which is
-    faster here. fp16 is for GPUs, and not verified on one. Not thread-safe: one worker thread actuates and infers in
-    turn.
+    faster here. cuda_graphs: run by CUDA graphs (`graphs`). These and fp16 are for GPUs, and not verified on one.
+    Not thread-safe: one worker thread actuates and infers in turn.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Supernet:
         plan_bytes: int | None = None,
         precision: str = "fp32",
         hosted: Mapping[str, float] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.spec = spec
         self.subnets = tuple(sorted(subnets, key=lambda subnet: subnet.accuracy))
@@ -118,12 +120,13 @@ class Supernet:
         model.eval().requires_grad_(False)
         if precision == AUTO:
             rows = self.example(TRIED[-1])
-            batch = (rows if isinstance(rows, Tensor) else self._tokens(rows)).to(self.device)
+            batch = (rows if isinstance(rows, Tensor) else self.tokens(rows)).to(self.device)
             precision = fastest(model, [self.subnets[0].id, self.subnets[-1].id], batch)
         self.precision = precision
         model.cast(PRECISIONS[self.precision])
         self.weight_bytes = model.bytes
         self.actuator = Actuator(model, self.weight_bytes // 2 if plan_bytes is None else plan_bytes)
+        self._run = Graphs(self.actuator).run if cuda_graphs else model
         for subnet in sorted(self.subnets, key=lambda subnet: subnet.params):
             self.actuator.actuate(subnet.id)  # the small ones first: a fold gains them most, and many fit
 
@@ -164,12 +167,13 @@ class Supernet:
         Returns label [B] int64 and scores [B, classes] float32 that add up to 1, on the supernet's device.
         Raises: ValueError when shape or datatype is another.
         """
-        batch = rows if isinstance(rows, Tensor) else self._tokens(rows)
+        batch = rows if isinstance(rows, Tensor) else self.tokens(rows)
         with torch.inference_mode():
-            scores = self.model(self._checked(batch).to(self.device)).float().softmax(1)  # [B, classes]
+            scores = self._run(self._checked(batch).to(self.device)).float().softmax(1)  # [B, classes]
             return {"label": scores.argmax(1), "scores": scores}
 
-    def _tokens(self, texts: Sequence[str]) -> Tensor:
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of texts, [B, L] int64. Raises: ValueError when the supernet reads no text."""
         if self._text is None:
             raise ValueError(f"input {self.input.name!r} takes {self.input.datatype}, got text")
         return self._text.tokenise(texts)

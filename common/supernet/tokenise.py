@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 FILE = "tokenizer.json"
+FEW = 64
 STEP = 8  # batches are padded to a multiple of this many tokens
 
 
@@ -41,7 +42,11 @@ class Tokeniser:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """B texts -> ids [B, L] int64, L a multiple of 8 up to `max_tokens`."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=True)]
+        if len(texts) <= FEW:  # in this thread: a worker has one core
+            encodings = [self._tokenizer.encode(text) for text in texts]
+        else:
+            encodings = self._tokenizer.encode_batch(list(texts))
+        ids = [encoding.ids for encoding in encodings]
         longest = min(-(-max(map(len, ids), default=1) // STEP) * STEP, self.max_tokens)
         batch = torch.zeros(len(ids), max(longest, 1), dtype=torch.int64)
         for row, tokens in enumerate(ids):

@@ -57,12 +57,14 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
         raise ConfigError(f"--executor torch: {error}; pip install 'superserve-mesh[worker]'") from error
     torch.set_num_threads(1)  # one worker, one core: more threads per process are slower on a shared machine
     device = _device(settings.device)
+    if settings.cuda_graphs and device == "cpu":
+        raise ConfigError("--cuda-graphs needs a CUDA device, this worker runs on the CPU")
     name = measure.device_name(torch.device(device))
 
     def load(precision: str) -> Supernet:
         plan_bytes = None if settings.plan_mib is None else round(settings.plan_mib * (1 << 20))
         try:
-            return artifact.load(folder, device, plan_bytes, precision)
+            return artifact.load(folder, device, plan_bytes, precision, settings.cuda_graphs)
         except artifact.ArtifactError as error:
             raise ConfigError(str(error)) from error
 
@@ -134,7 +136,8 @@ def _cache_path(settings: WorkerSettings, folder: Path, device: str, torch_versi
     for name in ("supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json", "tokenizer.json"):
         if (folder / name).is_file():  # what is missing and should not be is told when the model is read
             key.update((folder / name).read_bytes())
-    key.update(repr((device, torch_version, platform.python_version(), settings.precision, settings.plan_mib)).encode())
+    flags = (settings.precision, settings.plan_mib, settings.cuda_graphs)
+    key.update(repr((device, torch_version, platform.python_version(), flags)).encode())
     path = base / "profiles" / f"{library.model_name(folder)}-{key.hexdigest()[:12]}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
