@@ -136,7 +136,7 @@ class UpSettings(ServiceSettings):
     gateways: int = Field(1, ge=1, le=16, description="gateway processes to start; more than one share the port")
     policy: str = Field("slackfit", description="policy and its options, as in slackfit:buckets=16")
     executor: Literal["torch", "emulated"] = Field("torch", description="how workers infer")
-    profile: str | None = Field(None, description="emulated only: name of a shipped profile, or a file")
+    profile: str | None = Field(None, description="of every worker: name of a shipped profile, or a file")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="device of every worker")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of every worker")
     host: str = Field("127.0.0.1", description="address the gateway listens on")

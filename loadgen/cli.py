@@ -137,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rows", type=int, default=1, metavar="N", help="rows per query (%(default)s)")
     run.add_argument(
         "--data", type=Path, metavar="FILE",
-        help=".safetensors or .npz with the model's input and `labels`; default: the samples shipped with the model, "
-        "else random tensors",
+        help=".safetensors, .npz or .json with the model's input and `labels`; default: the samples shipped with the "
+        "model, else random tensors",
     )  # fmt: skip
     run.add_argument(
         "--connections", type=int, default=512, metavar="N",

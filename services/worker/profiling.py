@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from rich.table import Table
@@ -85,7 +86,10 @@ def _table(taken: dict[str, list[dict[str, list[int]]]]) -> Table:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(map(terminal.positive, text.split(",")))
-    if list(sizes) != sorted(set(sizes)):
-        raise ValueError(text)
+    try:
+        sizes = tuple(map(int, text.split(",")))
+    except ValueError:
+        sizes = ()
+    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+        raise argparse.ArgumentTypeError(f"expected ascending numbers from 1, separated by commas, got {text!r}")
     return sizes

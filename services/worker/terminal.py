@@ -25,10 +25,9 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def positive(text: str) -> int:
     """A number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
 
 
 def console() -> Console:

@@ -1,8 +1,6 @@
 """In-place actuation against the same subnet copied out, on a small supernet with random weights."""
 
 import random
-import statistics
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -185,18 +183,6 @@ def test_plan_is_built_once(build: Build, space: Space, monkeypatch: pytest.Monk
     actuator.forget(space.largest.id)
     actuator.actuate(space.largest.id)
     assert asked[2:] == [space.largest.id]
-
-
-def test_actuation_takes_less_than_a_millisecond(build: Build, space: Space) -> None:
-    """The paper's bound on actuation, section 3, holds by far: the median of a cached plan is below 1 ms."""
-    model = build(space.smallest, space.largest)
-    actuator = Actuator(model)
-    took = []
-    for index in range(200):
-        began = time.perf_counter()
-        actuator.actuate((space.smallest if index % 2 else space.largest).id)
-        took.append(time.perf_counter() - began)
-    assert statistics.median(took) < 1e-3
 
 
 def test_gradients_reach_the_active_part_only(build: Build, space: Space) -> None:

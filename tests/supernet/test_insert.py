@@ -2,8 +2,6 @@
 
 import copy
 import random
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -222,17 +220,6 @@ def test_norm_free_supernet_needs_no_calibration_and_extracts() -> None:
         static = extract(supernet, control)
         assert not any(isinstance(module, LayerSelect | WeightSlice) for module in static.modules())
         torch.testing.assert_close(run(static, inputs), actuated(supernet, control, inputs), rtol=1e-5, atol=1e-5)
-
-
-def test_actuation_of_an_inserted_network_takes_less_than_a_millisecond() -> None:
-    """The paper's bound on actuation, section 3, holds for operators that were inserted: median below 1 ms."""
-    supernet = insert(bert(), example=tokens())
-    actuator, took = Actuator(supernet), []
-    for index in range(200):
-        began = time.perf_counter()
-        actuator.actuate((supernet.space.smallest if index % 2 else supernet.space.largest).id)
-        took.append(time.perf_counter() - began)
-    assert statistics.median(took) < 1e-3
 
 
 @pytest.mark.parametrize("make", [bert, vit])

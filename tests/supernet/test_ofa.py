@@ -2,8 +2,6 @@
 
 import itertools
 import random
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,20 +168,19 @@ def test_detection_finds_their_network(reference: Any) -> None:
         forget(supernet, control)
 
 
-def test_actuation_copies_nothing_and_takes_less_than_a_millisecond(supernet: Elastic, reference: Any) -> None:
-    """48.1 M weights stay where they are while subnets change, in less than a millisecond each (median)."""
-    small, large = supernet.space.smallest, supernet.space.largest
-    for control, config in zip((small, large), configs(2), strict=False):
+def test_actuation_copies_nothing(supernet: Elastic, reference: Any) -> None:
+    """48.1 M weights stay where they are while subnets change: every slice is a view of the shared storage."""
+    ends = (supernet.space.smallest, supernet.space.largest)
+    for control, config in zip(ends, configs(2), strict=True):
         lend_statistics(supernet, control, their_subnet(reference, config))
-    actuator, took = Actuator(supernet), []
-    for index in range(100):
-        began = time.perf_counter()
-        actuator.actuate((small if index % 2 else large).id)
-        took.append(time.perf_counter() - began)
-        for layer in supernet.modules() if index < 2 else ():
-            if isinstance(layer, WeightSlice):
-                assert layer.active.weight.data_ptr() == layer.weight.data_ptr()
-    assert statistics.median(took) < 1e-3
+    actuator, layers = Actuator(supernet), [m for m in supernet.modules() if isinstance(m, WeightSlice)]
+    where, active = [layer.weight.data_ptr() for layer in layers], []
+    for control in (*ends, *ends):
+        actuator.actuate(control.id)
+        assert [layer.weight.data_ptr() for layer in layers] == where
+        assert [layer.active.weight.data_ptr() for layer in layers] == where
+        active.append([tuple(layer.active.weight.shape) for layer in layers])
+    assert active[0] == active[2] != active[1] == active[3]
 
 
 def test_both_published_spellings_are_read(reference: Any, tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""The search as a whole, on a small supernet with real forward passes: what it writes, and how it goes on."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.sched.profile import Profile
+from common.supernet import artifact
+from common.supernet.explore import STATE, STATISTICS, Budget, Data, Found, Search, SearchError, profile_file
+from common.supernet.measure import accuracy
+from common.supernet.spec import Space
+from common.supernet.train import Recipe, Trainer
+from tests.supernet.conftest import Build, pictures
+from tests.supernet.test_artifact import NOTES, SPEC, subnet
+
+BUDGET = Budget(
+    screened=10, refined=4, hosted=30, finalists=5, baselines=2, subnets=4,
+    screen_rows=100, calibration_rows=64, final_calibration_rows=64, screen_runs=3, runs=3,
+)  # fmt: skip
+STAGES = {"screen", "refine", "host", "calibrate", "measure", "profile"}
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data(pictures(300, seed=1), pictures(200, seed=2), pictures(100, seed=3))
+
+
+@pytest.fixture
+def source(tmp_path: Path, build: Build, space: Space, data: Data) -> Path:
+    """A model that was trained a little, so that its subnets differ in accuracy."""
+    trainer = Trainer(build(), pictures(300, seed=1), Recipe(epochs=4, batch=50, learning_rate=1e-2))
+    while trainer.progress < 1:
+        trainer.step()
+    model = trainer.model
+    calibrated = build(space.smallest)  # statistics are made anew by a search; the file needs one subnet
+    for name, norm in model.norms().items():
+        norm.statistics = dict(calibrated.norms()[name].statistics)
+    artifact.save(tmp_path / "small", model, SPEC, [subnet(space.smallest, 50.0)], NOTES)
+    return tmp_path / "small"
+
+
+def search(source: Path, out: Path, data: Data, budget: Budget = BUDGET, **options: object) -> Found:
+    return Search(source, out, data, budget, precision="fp32", **options).run()  # type: ignore[arg-type]
+
+
+def test_what_is_found_is_served(source: Path, tmp_path: Path, data: Data) -> None:
+    """A search leaves a model that loads: all it hosts can be actuated, and accuracies are those of its rows."""
+    out, told = tmp_path / "out", dict[str, tuple[int, int]]()
+    found = search(source, out, data, progress=lambda stage, done, total: told.update({stage: (done, total)}))
+    assert told.keys() == STAGES
+    assert all(done == total for done, total in told.values())
+    loaded = artifact.load(out)
+    assert loaded.subnets == found.subnets
+    assert 2 <= len(found.subnets) <= BUDGET.subnets
+    assert len(loaded.hosted) + len(loaded.subnets) >= BUDGET.hosted
+    for subnet_id in loaded.hosted:
+        loaded.actuate(subnet_id)
+    for chosen in loaded.subnets:
+        loaded.actuate(chosen.id)
+        for rows, value in ((data.held_out, chosen.accuracy), (data.test, chosen.test_accuracy)):
+            assert rows is not None and value is not None
+            assert accuracy(lambda x: loaded.infer(x)["scores"], rows) == pytest.approx(value, abs=0.51)
+    assert json.loads((source / "pareto.json").read_text())["subnets"][0]["accuracy"] == 50.0  # left as it was
+
+
+def test_the_pareto_set_is_monotone(source: Path, tmp_path: Path, data: Data) -> None:
+    """Along the Pareto set accuracy grows, and with it latency at every batch size; the profile says so too."""
+    found = search(source, tmp_path / "out", data)
+    entries = found.profile["subnets"]
+    assert [entry["id"] for entry in entries] == [chosen.id for chosen in found.subnets]
+    for a, b in itertools.pairwise(entries):
+        assert a["accuracy"] < b["accuracy"]
+        assert all(fast < slow for fast, slow in zip(a["median_us"], b["median_us"], strict=True))
+    path = tmp_path / "out/profiles" / profile_file(found.profile)
+    read = Profile.from_dict(json.loads(path.read_text()))
+    assert (read.model, read.runs, read.precision) == (SPEC.name, BUDGET.runs, "fp32")
+    assert [s.accuracy for s in read.subnets] == [s.accuracy for s in found.subnets]
+
+
+def test_what_people_would_pick_is_measured_too(source: Path, tmp_path: Path, data: Data, space: Space) -> None:
+    """Baselines bend everything alike; they and both ends of the space are measured like the finalists."""
+    found = search(source, tmp_path / "out", data)
+    measured = {candidate.control.id for candidate in found.candidates}
+    assert {space.smallest.id, space.largest.id, *found.baselines} <= measured
+    assert len(set(found.baselines)) == BUDGET.baselines
+
+
+class EndedError(Exception):
+    """Somebody ended the search."""
+
+
+@pytest.mark.parametrize("at", ["refine", "host", "measure"])
+def test_a_search_that_was_ended_goes_on(source: Path, tmp_path: Path, data: Data, at: str) -> None:
+    """What was screened before the end is not screened again, and the search ends with a model that loads."""
+
+    def end(stage: str, done: int, total: int) -> None:
+        if stage == at:
+            raise EndedError
+
+    out = tmp_path / "out"
+    with pytest.raises(EndedError):
+        search(source, out, data, progress=end)
+    before = json.loads((out / STATE).read_text())["screened"]
+    assert len(before) >= BUDGET.screened
+    told: list[str] = []
+    search(source, out, data, progress=lambda stage, *_: told.append(stage))
+    after = json.loads((out / STATE).read_text())["screened"]
+    assert {key: after[key] for key in before} == before
+    assert "screen" not in told
+    assert not (out / STATISTICS).exists()
+    assert artifact.load(out).hosted
+
+
+def test_the_state_of_another_search_is_refused(source: Path, tmp_path: Path, data: Data) -> None:
+    """Other rows, another budget of rows or another precision: named, and begun anew by `fresh` alone."""
+    out = tmp_path / "out"
+    search(source, out, data)
+    for other, budget in ((replace(data, held_out=pictures(150)), BUDGET), (data, replace(BUDGET, screen_rows=50))):
+        with pytest.raises(SearchError, match=r"search\.json is of another model, data or budget; --fresh"):
+            search(source, out, other, budget)
+    with pytest.raises(SearchError, match="--fresh"):
+        Search(source, out, data, BUDGET, precision="bf16")
+    for content in ("{", "[]", '{"key": 1}'):
+        (out / STATE).write_text(content)
+        with pytest.raises(SearchError, match=r"search\.json is no state of a search"):
+            search(source, out, data)
+    assert search(source, out, data, fresh=True).subnets
+
+
+def test_a_search_in_place_keeps_the_weights(source: Path, data: Data) -> None:
+    """Searched into its own folder, a model keeps its weights and gets a Pareto set."""
+    weights = (source / artifact.WEIGHTS).read_bytes()
+    found = search(source, source, data)
+    assert (source / artifact.WEIGHTS).read_bytes() == weights
+    assert artifact.load(source).subnets == found.subnets
