@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,7 +154,8 @@ class Search:
         self._example = self._example.to(device)
         self._saved = time.monotonic()
         self._took: dict[str, float] = {}
-        self._fits: dict[str, Fit] = {}
+        self._of_accuracy: Predictor  # the newest, like the next
+        self._of_cost: Predictor
 
     def run(self) -> Found:
         """Search, and write pareto.json, norms.safetensors and profiles/ beside copies of the model's other files."""
@@ -178,6 +180,7 @@ class Search:
         self._took["profile"] = time.monotonic() - began
         seconds = {entry["id"]: tuple(us / 1e6 for us in entry["median_us"]) for entry in taken["subnets"]}
         final = [Candidate(s.control, s.accuracy, seconds[s.id]) for s in measured]
+        hosted = self._expected(hosted, final)
         chosen = [c.control.id for c in spread(pareto(final), budget.subnets)]
         subnets = tuple(next(s for s in measured if s.id == subnet_id) for subnet_id in chosen)
         accuracies = {s.id: s.accuracy for s in subnets}
@@ -195,7 +198,7 @@ class Search:
             predicted=tuple(Point(p.control.id, p.accuracy, math.exp(p.cost)) for p in hosted),
             candidates=tuple(final),
             baselines=tuple(control.id for control in baselines),
-            fits=self._fits,
+            fits={"accuracy": self._of_accuracy.fit, "latency": self._of_cost.fit},
             precision=self._state.precision,
             seconds=self._took,
         )
@@ -243,13 +246,27 @@ class Search:
         layout = self._model.layout
         of_accuracy = Predictor(layout, controls, [a for a, _ in known.values()])
         of_cost = Predictor(layout, controls, [math.log(_mean(seconds)) for _, seconds in known.values()])
-        self._fits = {"accuracy": of_accuracy.fit, "latency": of_cost.fit}
+        self._of_accuracy, self._of_cost = of_accuracy, of_cost
 
         def accuracies(asked: Sequence[Control]) -> Array:
             mean, deviation = of_accuracy(asked)
             return mean + doubt * deviation
 
         return evolve(self._space, accuracies, lambda asked: of_cost(asked)[0], controls, rng)
+
+    def _expected(self, found: Sequence[Predicted], final: Sequence[Candidate]) -> list[Predicted]:
+        """The same subnets with the accuracy and latency expected of them, whatever doubt they were chosen by.
+
+        Predictors learn from some rows, and from bare forward passes. What all rows and the profile make of the
+        finalists is added, the same for every subnet.
+        """
+        asked, controls = [c.control for c in final], [p.control for p in found]
+        places = [BATCH_SIZES.index(size) for size in SCREENED_BY]
+        percents = self._of_accuracy(asked)[0] - [c.accuracy for c in final]
+        logarithms = self._of_cost(asked)[0] - [math.log(_mean([c.seconds[i] for i in places])) for c in final]
+        accuracies = np.minimum(self._of_accuracy(controls)[0] - percents.mean(), 100.0)
+        costs = self._of_cost(controls)[0] - logarithms.mean()
+        return [Predicted(*fields) for fields in zip(controls, accuracies.tolist(), costs.tolist(), strict=True)]
 
     def _calibrate(self, stage: str, controls: Sequence[Control], rows: int) -> None:
         began = time.monotonic()
@@ -370,7 +387,7 @@ class Search:
             "accuracy": f"percent of {len(data.held_out)} rows held out of training, in {found.precision}; they chose",
             "search": f"{len(found.screened)} subnets screened on {min(budget.screen_rows, len(data.held_out))} rows, "
             f"{len(found.candidates)} measured on all; latency on {found.profile['device']}",
-            "hosted": f"accuracies predicted, {fit.error:.2f} points off on subnets left out; of finalists measured",
+            "hosted": f"accuracies predicted, {fit.error:.2f} points off on subnets left out",
         }
         if data.test is not None:
             notes["test_accuracy"] = f"percent of {len(data.test)} other rows, which chose nothing"

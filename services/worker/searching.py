@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -125,8 +125,13 @@ def _plot(found: Found, path: Path) -> None:
     front = sorted((ms, c.accuracy, c.control.id) for ms, c in latencies if c.control.id in chosen)
     axes.plot([p[0] for p in front], [p[1] for p in front], "-o", color="#0072B2", label="Pareto set")
     for ms, accuracy, subnet_id in front:
-        axes.annotate(subnet_id, (ms, accuracy), xytext=(4, -10), textcoords="offset points", fontsize=6)
+        # Slanting, so that neighbours' names do not meet.
+        where: dict[str, Any] = {"xytext": (3, -3), "textcoords": "offset points", "rotation": -35, "va": "top"}
+        axes.annotate(subnet_id, (ms, accuracy), fontsize=6, rotation_mode="anchor", **where)
     axes.set_xscale("log")
+    axes.margins(x=0.15)
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(lambda ms, _: f"{ms:g}")
     axes.set_xlabel(f"latency, ms (geometric mean of batch 1 and 16, {found.precision}, {found.profile['device']})")
     axes.set_ylabel("accuracy on held-out rows, %")
     axes.grid(color="#e3e3e3")

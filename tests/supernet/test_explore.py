@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.sched.profile import Profile
@@ -31,7 +32,7 @@ def data() -> Data:
 @pytest.fixture
 def source(tmp_path: Path, build: Build, space: Space, data: Data) -> Path:
     """A model that was trained a little, so that its subnets differ in accuracy."""
-    trainer = Trainer(build(), pictures(300, seed=1), Recipe(epochs=4, batch=50, learning_rate=1e-2))
+    trainer = Trainer(build(), pictures(300, seed=1), Recipe(epochs=15, batch=50, learning_rate=1e-2))
     while trainer.progress < 1:
         trainer.step()
     model = trainer.model
@@ -136,3 +137,18 @@ def test_a_search_in_place_keeps_the_weights(source: Path, data: Data) -> None:
     found = search(source, source, data)
     assert (source / artifact.WEIGHTS).read_bytes() == weights
     assert artifact.load(source).subnets == found.subnets
+
+
+def test_what_is_predicted_of_hosted_subnets_is_near_the_truth(source: Path, tmp_path: Path, data: Data) -> None:
+    """Measured on all held-out rows, hosted subnets are about as good as told, and the better ones are better."""
+    out = tmp_path / "out"
+    search(source, out, data, replace(BUDGET, screened=24, screen_rows=200))
+    loaded = artifact.load(out)
+    told, truth = [], []
+    for subnet_id, value in loaded.hosted.items():
+        loaded.actuate(subnet_id)
+        told.append(value)
+        truth.append(accuracy(lambda x: loaded.infer(x)["scores"], data.held_out))
+    assert abs(np.mean(told) - np.mean(truth)) < 10
+    assert np.corrcoef(told, truth)[0, 1] > 0.4
+    assert max(told) <= 100
