@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from safetensors.torch import load_file, save_file
+from subnetact_report import PAPER, draw, table
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
@@ -39,7 +39,7 @@ from common.supernet.calibrate import calibrate, statistics_bytes
 from common.supernet.data import Rows
 from common.supernet.layout import Layout
 from common.supernet.measure import accuracy, cost, device_name
-from common.supernet.operators import SubnetNorm
+from common.supernet.operators import Operator, SubnetNorm, WeightSlice
 from common.supernet.spec import Control
 from common.supernet.supernet import Subnet, Supernet, fastest
 
@@ -47,15 +47,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED, TRAINED = ROOT / "services/worker/models", ROOT / "out/models"
 FASHION, OFA, TEXT = "fashion-resnet", "ofa-resnet50", "rated-text"
 EXTRACTED = 6  # subnets that the paper extracts
-PAPER = {
-    "memory_ratio_extracted": "up to 2.6",
-    "memory_ratio_hand_sized": "up to 2.6",
-    "subnets_hosted": "500",
-    "weights_over_statistics": "500",
-    "actuation_ms": "below 1",
-    "load_over_inference": "up to 14.1",
-    "throughput_range": "4 (2,000-8,000 qps)",
-}
 # Weights of torchvision's ResNet-18, 34, 50 and 101, as its documentation lists them.
 IMAGENET_RESNETS = {"R18": 11_689_512, "R34": 21_797_672, "R50": 25_557_032, "R101": 44_549_160}
 MIB = 1 << 20
@@ -107,14 +98,14 @@ def main() -> None:
         models[case.name] = measure(case, 5 if args.quick else 15, args.work)
     machine = {"device": device_name(torch.device("cpu")), "threads": 1, "torch": torch.__version__}
     report = {"date": datetime.date.today().isoformat(), **machine, "paper": PAPER, "models": models}
-    Console(width=120).print(_table(models))
+    Console(width=120).print(table(models))
     print(f"{report['date']}, {machine['device']}, one thread, torch {torch.__version__}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n")
         print(f"written to {args.json}")
     args.plot.parent.mkdir(parents=True, exist_ok=True)
-    _plot(models, args.plot)
+    draw(models, args.plot)
     print(f"drawn to {args.plot}")
 
 
@@ -178,6 +169,7 @@ def measure(case: Case, runs: int, work: Path) -> dict[str, Any]:
     """All figures of one model; the keys are those of the JSON file."""
     figures: dict[str, Any] = {"subnets": [s.id for s in case.supernet.subnets], "extracted": [s.id for s in case.six]}
     figures |= _memory(case)
+    figures["no_accuracy"] = "random weights: no accuracy" if case.rows is None else "no norms in this network"
     figures["actuation_ms"] = _actuation(case)
     figures |= _loading(case, max(runs, 5), work)
     figures["subnetnorm_gain_points"] = _norm_gain(case)
@@ -197,6 +189,7 @@ def _memory(case: Case) -> dict[str, Any]:
     total = supernet.weight_bytes + sum(kept) + supernet.actuator.bytes
     extracted = [_bytes(extract(supernet.model, subnet.control)) for subnet in case.six]
     hand = sum(case.hand_sized.values())
+    everything = sum(_alone(supernet, subnet_id) for subnet_id in ids)
     return {
         "subnets_hosted": case.hosted,
         "memory_mib": {
@@ -206,11 +199,24 @@ def _memory(case: Case) -> dict[str, Any]:
             "extracted": [size / MIB for size in extracted],
             "hand_sized": {name: size / MIB for name, size in case.hand_sized.items()},
         },
+        "memory_ratio_hosted": everything / total if ids else None,
         "memory_ratio_extracted": sum(extracted) / total,
         "memory_ratio_extracted_views": sum(extracted) / (total - supernet.actuator.bytes),
         "memory_ratio_hand_sized": hand / total if hand else None,
         "weights_over_statistics": supernet.weight_bytes / statistics.fmean(kept) if kept else None,
     }
+
+
+def _alone(supernet: Supernet, subnet_id: str) -> int:
+    """Bytes that a subnet would take by itself: weights in use, and scale, shift, mean and variance of its norms."""
+    bent = {id(p) for m in supernet.model.modules() if isinstance(m, Operator) for p in m.parameters(recurse=False)}
+    size = sum(parameter.nbytes for parameter in supernet.model.parameters() if id(parameter) not in bent)
+    for setting in supernet.model.settings(supernet.model.space.parse(subnet_id)):
+        if isinstance(setting.module, WeightSlice):
+            size += sum(tensor.nbytes for tensor in setting.value if tensor is not None)
+        elif isinstance(setting.module, SubnetNorm):
+            size += 4 * setting.value.scale.nbytes
+    return size
 
 
 def _actuation(case: Case, switches: int = 2_000) -> dict[str, float]:
@@ -364,95 +370,6 @@ def fold(static: nn.Module, layout: Layout) -> nn.Module:
 
 def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in module.state_dict().values())
-
-
-# -- what people see --------------------------------------------------------------------------------------------------
-
-
-def _table(models: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="SubNetAct", title_justify="left")
-    table.add_column("figure")
-    for name in models:
-        table.add_column(name, justify="right")
-    table.add_column("paper", justify="right")
-
-    def row(label: str, of: Callable[[dict[str, Any]], str], paper: str = "") -> None:
-        table.add_row(label, *(of(figures) for figures in models.values()), paper)
-
-    def number(key: str, digits: int = 2) -> Callable[[dict[str, Any]], str]:
-        return lambda f: "-" if f[key] is None else f"{f[key]:,.{digits}f}"
-
-    def gain(kind: str) -> Callable[[dict[str, Any]], str]:
-        return lambda f: "-" if f["subnetnorm_gain_points"] is None else f"{f['subnetnorm_gain_points'][kind]:+.1f}"
-
-    row("subnets hosted", number("subnets_hosted", 0), PAPER["subnets_hosted"])
-    row("weights, MiB", lambda f: f"{f['memory_mib']['weights']:.2f}")
-    row("statistics of all, MiB", lambda f: f"{f['memory_mib']['statistics']:.2f}")
-    row("plans, MiB", lambda f: f"{f['memory_mib']['plans']:.2f}")
-    row("six extracted / supernet", number("memory_ratio_extracted"), PAPER["memory_ratio_extracted"])
-    row("the same, plans not counted", number("memory_ratio_extracted_views"))
-    row("four hand-sized / supernet", number("memory_ratio_hand_sized"), PAPER["memory_ratio_hand_sized"])
-    row("weights / statistics of a subnet", number("weights_over_statistics", 0), PAPER["weights_over_statistics"])
-    for share in ("p50", "p99"):
-        paper = PAPER["actuation_ms"] if share == "p99" else ""
-        row(f"actuation {share}, ms", lambda f, s=share: f"{f['actuation_ms'][s]:.3f}", paper)  # type: ignore[misc]
-    for kind in ("warm", "cold"):
-        row(f"loading the largest, {kind}, ms", lambda f, k=kind: f"{f['load_ms'][k]:.1f}")  # type: ignore[misc]
-    row("loading / inference at batch 1, most", lambda f: "{warm:.1f} - {cold:.1f}".format(**f["load_over_inference"]),
-        PAPER["load_over_inference"])  # fmt: skip
-    row("SubnetNorm over shared statistics, points", gain("shared"))
-    row("SubnetNorm over the largest's, points", gain("largest"))
-    row("throughput, smallest / largest", number("throughput_range", 1), PAPER["throughput_range"])
-    row("actuated / extracted and folded", number("actuated_over_extracted"))
-    row("the same, plans of views alone", number("views_over_extracted"))
-    row("fastest precision here", lambda f: str(f["fastest_precision"]))
-    return table
-
-
-def _plot(models: dict[str, dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(len(models), 4, figsize=(15, 3.4 * len(models)), layout="constrained", squeeze=False)
-    for (name, figures), (memory, times, norm, throughput) in zip(models.items(), grid, strict=True):
-        mib, bottom = figures["memory_mib"], 0.0
-        for part, colour in (("weights", "#0072B2"), ("plans", "#56B4E9"), ("statistics", "#009E73")):
-            memory.bar("supernet", mib[part], bottom=bottom, color=colour, label=part)
-            bottom += mib[part]
-        for other, sizes in (("extracted", mib["extracted"]), ("hand-sized", list(mib["hand_sized"].values()))):
-            bottom = 0.0
-            for size in sizes:
-                memory.bar(f"{len(sizes)} {other}", size, bottom=bottom, color="#D55E00", edgecolor="white")
-                bottom += size
-        memory.set_title(f"{name}: memory, MiB ({figures['subnets_hosted']:,} subnets hosted)", fontsize=9)
-        memory.legend(frameon=False, fontsize=8)
-        loads = figures["loads_ms"]
-        places = range(len(loads["warm"]))
-        for kind, colour in (("warm", "#E69F00"), ("cold", "#D55E00")):
-            times.plot(places, loads[kind], "o-", color=colour, label=f"loading, {kind}")
-        times.plot(places, figures["batch1_ms"], "s-", color="#999999", label="inference, batch 1")
-        for share, style in (("p50", "-"), ("p99", "--")):
-            times.axhline(figures["actuation_ms"][share], color="#0072B2", linestyle=style, label=f"actuation, {share}")
-        times.set_yscale("log")
-        times.set_title("ms, six subnets, smallest to largest", fontsize=9)
-        times.legend(frameon=False, fontsize=8)
-        gain = figures["subnetnorm_gain_points"]
-        if gain is None:
-            norm.text(0.5, 0.5, "no accuracy" if name == OFA else "no norms", ha="center", transform=norm.transAxes)
-        else:
-            for kind, colour in (("subnetnorm", "#0072B2"), ("shared", "#E69F00"), ("largest", "#D55E00")):
-                norm.plot(gain["accuracy"][kind], "o-", color=colour, label=kind)
-            norm.legend(frameon=False, fontsize=8)
-        norm.set_title("accuracy by statistics, %", fontsize=9)
-        throughput.plot(figures["throughput_rows_per_s"], "o-", color="#0072B2")
-        throughput.set_ylim(bottom=0)
-        throughput.set_title("rows/s at the largest batch, smallest to largest", fontsize=9)
-        for axes in (memory, times, norm, throughput):
-            axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts/bench_subnetact.py"
 pytestmark = pytest.mark.timeout(300)
 KEYS = {
     "memory_ratio_extracted",
+    "memory_ratio_hosted",
     "memory_ratio_hand_sized",
     "subnets_hosted",
     "weights_over_statistics",
@@ -61,6 +62,8 @@ def test_the_figures_fit_together(report: dict[str, Any]) -> None:
         if mib["hand_sized"]:
             assert figures["memory_ratio_hand_sized"] == pytest.approx(sum(mib["hand_sized"].values()) / whole)
         assert max(mib["extracted"]) <= 1.01 * mib["weights"] + mib["statistics"]
+        if figures["memory_ratio_hosted"]:  # the six are among them
+            assert figures["memory_ratio_hosted"] > 0.99 * figures["memory_ratio_extracted"]
     assert report["models"]["ofa-resnet50"]["subnets_hosted"] == 8
     gains = report["models"]["fashion-resnet"]["subnetnorm_gain_points"]
     assert min(gains["shared"], gains["largest"]) > 10  # without SubnetNorm accuracy collapses
