@@ -49,6 +49,8 @@ FASHION, OFA, TEXT = "fashion-resnet", "ofa-resnet50", "rated-text"
 EXTRACTED = 6  # subnets that the paper extracts
 # Weights of torchvision's ResNet-18, 34, 50 and 101, as its documentation lists them.
 IMAGENET_RESNETS = {"R18": 11_689_512, "R34": 21_797_672, "R50": 25_557_032, "R101": 44_549_160}
+# Six subnets of once-for-all's ResNet50, smallest to largest: shares of the ranges of depth, width and expand.
+OFA_SUBNETS = ((0, 0, 0), (0.5, 0, 0), (0.5, 0.5, 0), (0.5, 0.5, 0.5), (1, 1, 0.5), (1, 1, 1))
 MIB = 1 << 20
 
 
@@ -146,9 +148,7 @@ def _ofa(args: argparse.Namespace) -> Case:
     def at(share: float, part: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         return tuple(values[round(share * (len(values) - 1))] for values in part)
 
-    shares = [i / (EXTRACTED - 1) for i in range(EXTRACTED)]
-    controls = [Control(at(s, space.depth), at(s, space.width), at(s / 2, space.expand)) for s in shares[:-1]]
-    controls.append(space.largest)
+    controls = [Control(at(d, space.depth), at(w, space.width), at(e, space.expand)) for d, w, e in OFA_SUBNETS]
     hosted = dict.fromkeys(controls)
     while len(hosted) < max(args.hosted, len(controls)):
         hosted[space.sample(rng)] = None
