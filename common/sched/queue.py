@@ -46,6 +46,34 @@ class EdfQueue:
         items = self._items
         return ((items[i][0], items[i][3].rows) for i in range(self._front, len(items)))
 
+    def batches(self, skipped: int, size: int, most: int) -> list[tuple[int, int]]:
+        """Cut what is behind the first `skipped` rows into up to `most` batches of up to `size` rows, in EDF order.
+
+        Returns the earliest deadline and the rows of each. The head is skipped in any case, and no query is split; one
+        larger than `size` is a batch by itself.
+        """
+        items, i = self._items, self._front
+        if self.rows == len(items) - i:  # one row each, as nearly always: no need to look at every one
+            starts = range(i + max(skipped, 1), len(items), size)[:most]
+            found = [(items[start][0], size) for start in starts]
+            if found:
+                found[-1] = (found[-1][0], min(size, len(items) - starts[-1]))
+            return found
+        skipped -= items[i][3].rows
+        i += 1
+        while i < len(items) and skipped >= items[i][3].rows:
+            skipped -= items[i][3].rows
+            i += 1
+        found = []
+        while i < len(items) and len(found) < most:
+            deadline_us, rows = items[i][0], items[i][3].rows
+            i += 1
+            while i < len(items) and rows + items[i][3].rows <= size:
+                rows += items[i][3].rows
+                i += 1
+            found.append((deadline_us, rows))
+        return found
+
     def push(self, queries: Iterable[Query]) -> None:
         """Add queries, whose ids must not be in the queue."""
         items = self._items

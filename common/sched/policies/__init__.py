@@ -2,33 +2,47 @@
 
 A spec is `name`, or `name:` and comma-separated options: `slackfit:buckets=16,quantile=p95`, `fixed:smallest`,
 `fixed:73.82,late=shrink`. An option that needs no name comes first. Values cannot contain a comma.
+
+A policy of the user's own is named by where it can be imported from: `package.module:Class`, and behind a second colon
+its options. It is a frozen dataclass with `cheapest` and `choose` (`base.Policy`), and needs no registration.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+import importlib
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.sched.policies.base import Policy, PolicyError, View
 from common.sched.policies.fixed import Fixed
+from common.sched.policies.foresight import Foresight
+from common.sched.policies.maxacc import MaxAcc
 from common.sched.policies.maxbatch import MaxBatch
 from common.sched.policies.slackfit import SlackFit
 
 __all__ = ["Policy", "PolicyError", "View", "available", "parse_policy", "spec_of"]
 
-_REGISTRY: dict[str, type[Fixed] | type[MaxBatch] | type[SlackFit]] = {
+_REGISTRY: dict[str, type[Any]] = {
+    "foresight": Foresight,
     "slackfit": SlackFit,
-    "fixed": Fixed,
     "maxbatch": MaxBatch,
+    "maxacc": MaxAcc,
+    "fixed": Fixed,
 }
 
 
 def parse_policy(spec: str) -> Policy:
     """Return the policy that a spec names. Raises PolicyError that names what is unknown, and what is legal."""
     name, _, rest = spec.partition(":")
-    kind = _REGISTRY.get(name)
-    if kind is None:
-        raise PolicyError(f"policy: unknown {name!r}, expected one of {', '.join(_REGISTRY)}")
+    if "." in name:
+        attribute, _, rest = rest.partition(":")
+        kind = _imported(name, attribute)
+        name = f"{name}:{attribute}"
+    elif name in _REGISTRY:
+        kind = _REGISTRY[name]
+    else:
+        known = f"one of {', '.join(_REGISTRY)}, or package.module:Class"
+        raise PolicyError(f"policy: unknown {name!r}, expected {known}")
     legal = {option.name: option for option in fields(kind)}
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
@@ -43,15 +57,16 @@ def parse_policy(spec: str) -> Policy:
     missing = [option.name for option in legal.values() if option.default is MISSING and option.name not in given]
     if missing:
         raise PolicyError(f"{name}: needs {missing[0]}, as in {name}:<{missing[0]}>")
-    return kind(**given)
+    policy: Policy = kind(**given)
+    return policy
 
 
 def spec_of(policy: Policy) -> str:
     """Return the full spec of a policy, every option spelled out: `parse_policy` reads it back to an equal one."""
-    for name, kind in _REGISTRY.items():
-        if isinstance(policy, kind):
-            return f"{name}:" + ",".join(f"{option.name}={getattr(policy, option.name)}" for option in fields(kind))
-    raise PolicyError(f"policy: {policy!r} is not registered, expected one of {', '.join(_REGISTRY)}")
+    kind: type[Any] = type(policy)
+    names = [name for name, registered in _REGISTRY.items() if registered is kind]
+    name = names[0] if names else f"{kind.__module__}:{kind.__qualname__}"
+    return f"{name}:" + ",".join(f"{option.name}={getattr(policy, option.name)}" for option in fields(kind))
 
 
 def available() -> dict[str, str]:
@@ -59,12 +74,27 @@ def available() -> dict[str, str]:
     return {name: _describe(kind) for name, kind in _REGISTRY.items()}
 
 
+def _imported(module: str, attribute: str) -> type[Any]:
+    """A policy's class by where it is. Raises PolicyError that says what is not there, or what the class lacks."""
+    where = f"policy: {module}:{attribute}"
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise PolicyError(f"{where}: {error}") from error
+    except AttributeError as error:
+        raise PolicyError(f"{where}: {module} has no {attribute!r}") from error
+    lacks = [method for method in ("cheapest", "choose") if not callable(getattr(kind, method, None))]
+    if not (isinstance(kind, type) and is_dataclass(kind)) or lacks:
+        raise PolicyError(f"{where}: expected a dataclass with cheapest and choose, got {kind!r}")
+    return kind
+
+
 def _describe(kind: type[Any]) -> str:
     hints = get_type_hints(kind)
     lines = [(kind.__doc__ or "").partition("\n")[0]]
     for option in fields(kind):
         default = "required" if option.default is MISSING else f"default {option.default}"
-        lines.append(f"  {option.name}: {_legal(hints[option.name])} ({default}): {option.metadata['doc']}")
+        lines.append(f"  {option.name}: {_legal(hints[option.name])} ({default}): {option.metadata.get('doc', '')}")
     return "\n".join(lines)
 
 
