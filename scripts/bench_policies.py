@@ -19,11 +19,12 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench_slackfit import PROFILE
+from bench_slackfit import PROFILE, ROOT
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, 1 s")
     parser.add_argument("--json", type=Path, help="file to write every run to")
     args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # policies of the user's own
     seconds, seeds = (1.0, 1) if args.quick else (args.seconds, args.seeds)
     policies = args.policy or POLICIES
     try:

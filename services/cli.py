@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import log
@@ -94,6 +95,7 @@ def _gateway(settings: GatewaySettings) -> Service:
 def _scheduler(settings: SchedulerSettings) -> Service:
     from services.scheduler.scheduler import SchedulerService
 
+    sys.path.insert(0, str(Path.cwd()))  # a policy of the user's own lies where the command is run
     return SchedulerService(settings)
 
 

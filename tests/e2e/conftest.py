@@ -37,11 +37,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def launch(*flags: str) -> Iterator[Running]:
-    """``superserve up --port 0`` with these flags; ended by SIGTERM, and its exit code must be 0."""
+def launch(*flags: str, cwd: Path | None = None) -> Iterator[Running]:
+    """``superserve up --port 0`` with these flags, run in a folder; ended by SIGTERM, and its exit code must be 0."""
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", "up", "--port", "0", *flags],
         stdout=subprocess.PIPE,
+        cwd=cwd,
         preexec_fn=die_with_parent,
     )
     assert process.stdout is not None

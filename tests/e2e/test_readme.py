@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.conftest import Running
+import numpy as np
+import tritonclient.http as triton
+
+from tests.e2e.conftest import Running, launch
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -34,3 +37,20 @@ def test_python_block_inserts_and_actuates() -> None:
     assert "it is the network's output" in left
     assert [line.split()[0] for line in subnets] == ["d1-w25-e25", "d2.3-w50.100-e50", "d3-w100-e100"]
     assert all(line.endswith("torch.Size([64, 10])") for line in subnets)
+
+
+def test_policy_of_at_most_20_lines_schedules(tmp_path: Path) -> None:
+    """The block, saved where `superserve up` is run, is the policy of the mesh, with its option, and serves."""
+    (block,) = (block for block in blocks() if "class Cautious" in block)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 20
+    (tmp_path / "cautious.py").write_text(block)
+    emulated = ("--executor", "emulated", "--profile", "rtx2080ti-reconstructed")
+    with (
+        launch(*emulated, "--policy", "cautious:Cautious:share=0.4", cwd=tmp_path) as running,
+        triton.InferenceServerClient(running.url.removeprefix("http://")) as client,
+    ):
+        image = triton.InferInput("image", [1, 28, 28], "UINT8")
+        image.set_data_from_numpy(np.zeros((1, 28, 28), np.uint8))
+        answer = client.infer("fashion-resnet", [image], parameters={"slo_ms": 10_000}).get_response()
+    assert answer["parameters"]["policy"] == "cautious:Cautious:share=0.4"
+    assert answer["parameters"]["subnet"] == "80.16"  # ten seconds are enough for the most accurate

@@ -280,7 +280,7 @@ def test_spec_is_read_back(spec: str) -> None:
     [
         (
             "slickfit",
-            "unknown 'slickfit', expected one of foresight, slackfit, maxbatch, maxacc, fixed, or package.module:Class",
+            "unknown 'slickfit', expected one of foresight, slackfit, maxbatch, maxacc, fixed, or module:Class of your",
         ),
         ("", "unknown '', expected one of"),
         ("slackfit:bucket=3", "slackfit: unknown option 'bucket', expected one of buckets, batches"),
@@ -294,6 +294,10 @@ def test_spec_is_read_back(spec: str) -> None:
         ("foresight:target=1", "foresight: target: .* got 1.0"),
         ("foresight:fill=0", "foresight: fill: .* got 0.0"),
         ("foresight:horizon_ms=-1", "foresight: horizon_ms: .* got -1.0"),
+        ("slickfit:buckets=3", "unknown 'slickfit', expected one of"),
+        ("fixd:smallest", "policy: fixd:smallest: No module named 'fixd'; expected one of foresight, slackfit"),
+        (":Mine", "policy: :Mine: .*; expected one of"),
+        (".mine:Mine", "policy: .mine:Mine: .*; expected one of"),
         ("tests.nowhere:Mine", "policy: tests.nowhere:Mine: No module named 'tests.nowhere'"),
         (f"{__name__}:Nobody", "has no 'Nobody'"),
         (f"{__name__}:UNKNOWN", "expected a dataclass with cheapest and choose, got 1.5"),

@@ -34,15 +34,13 @@ _REGISTRY: dict[str, type[Any]] = {
 def parse_policy(spec: str) -> Policy:
     """Return the policy that a spec names. Raises PolicyError that names what is unknown, and what is legal."""
     name, _, rest = spec.partition(":")
-    if "." in name:
-        attribute, _, rest = rest.partition(":")
-        kind = _imported(name, attribute)
-        name = f"{name}:{attribute}"
-    elif name in _REGISTRY:
+    attribute, _, options = rest.partition(":")
+    if name in _REGISTRY:
         kind = _REGISTRY[name]
+    elif attribute.isidentifier():
+        kind, name, rest = _imported(name, attribute), f"{name}:{attribute}", options
     else:
-        known = f"one of {', '.join(_REGISTRY)}, or package.module:Class"
-        raise PolicyError(f"policy: unknown {name!r}, expected {known}")
+        raise PolicyError(f"policy: unknown {name!r}, expected {_known()}")
     legal = {option.name: option for option in fields(kind)}
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
@@ -74,13 +72,17 @@ def available() -> dict[str, str]:
     return {name: _describe(kind) for name, kind in _REGISTRY.items()}
 
 
+def _known() -> str:
+    return f"one of {', '.join(_REGISTRY)}, or module:Class of your own"
+
+
 def _imported(module: str, attribute: str) -> type[Any]:
     """A policy's class by where it is. Raises PolicyError that says what is not there, or what the class lacks."""
     where = f"policy: {module}:{attribute}"
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise PolicyError(f"{where}: {error}") from error
+    except (ImportError, TypeError, ValueError) as error:  # the latter two for names that no module can have
+        raise PolicyError(f"{where}: {error}; expected {_known()}") from error
     except AttributeError as error:
         raise PolicyError(f"{where}: {module} has no {attribute!r}") from error
     lacks = [method for method in ("cheapest", "choose") if not callable(getattr(kind, method, None))]
