@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, Protocol, TypeAlias
 
@@ -66,6 +66,21 @@ class Policy(Protocol):
         None lets the head go: it is then treated as late.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """What policies share that fit a batch of any subnet into the slack, as the profile tells latencies."""
+
+    quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile must fit the slack"})
+    late: Late = field(
+        default="shed",
+        metadata={"doc": "no batch fits: let the head go, run the largest batch, or what the median allows"},
+    )
+
+    def cheapest(self, profile: Profile) -> str:
+        """Return the smallest subnet."""
+        return profile.smallest
 
 
 def fitting_rows(profile: Profile, subnet: int, budget_us: float, quantile: Quantile) -> int:

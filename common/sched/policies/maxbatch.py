@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from common.sched.policies.base import Late, View, fitting_rows, late_choice, most_accurate
-from common.sched.profile import Profile, Quantile
+from common.sched.policies.base import Fitting, View, fitting_rows, late_choice, most_accurate
 from common.sched.types import Choice
 
 
 @dataclass(frozen=True, slots=True)
-class MaxBatch:
+class MaxBatch(Fitting):
     """The largest batch that the smallest subnet runs within the slack, then the most accurate subnet for that batch.
 
     With fewer rows queued than that batch, the rows queued count: the slack is spent on accuracy.
     """
-
-    quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile must fit the slack"})
-    late: Late = field(
-        default="shed",
-        metadata={"doc": "no batch fits: let the head go, run the largest batch, or what the median allows"},
-    )
-
-    def cheapest(self, profile: Profile) -> str:
-        """Return the smallest subnet."""
-        return profile.smallest
 
     def choose(self, view: View) -> Choice | None:
         """Return the largest batch that fits at all, and the best subnet for it."""
