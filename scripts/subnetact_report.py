@@ -34,13 +34,16 @@ def table(models: dict[str, dict[str, Any]]) -> Table:
     def number(key: str, digits: int = 2) -> Callable[[dict[str, Any]], str]:
         return lambda f: "-" if f[key] is None else f"{f[key]:,.{digits}f}"
 
+    def part(key: str, name: str, digits: int) -> Callable[[dict[str, Any]], str]:
+        return lambda f: f"{f[key][name]:.{digits}f}"
+
     def gain(kind: str) -> Callable[[dict[str, Any]], str]:
         return lambda f: "-" if f["subnetnorm_gain_points"] is None else f"{f['subnetnorm_gain_points'][kind]:+.1f}"
 
     row("subnets hosted", number("subnets_hosted", 0), PAPER["subnets_hosted"])
-    row("weights, MiB", lambda f: f"{f['memory_mib']['weights']:.2f}")
-    row("statistics of all, MiB", lambda f: f"{f['memory_mib']['statistics']:.2f}")
-    row("plans, MiB", lambda f: f"{f['memory_mib']['plans']:.2f}")
+    row("weights, MiB", part("memory_mib", "weights", 2))
+    row("statistics of all, MiB", part("memory_mib", "statistics", 2))
+    row("plans, MiB", part("memory_mib", "plans", 2))
     row("all hosted, extracted / supernet", number("memory_ratio_hosted", 1))
     row("six extracted / supernet", number("memory_ratio_extracted"), PAPER["memory_ratio_extracted"])
     row("the same, plans not counted", number("memory_ratio_extracted_views"))
@@ -48,9 +51,9 @@ def table(models: dict[str, dict[str, Any]]) -> Table:
     row("weights / statistics of a subnet", number("weights_over_statistics", 0), PAPER["weights_over_statistics"])
     for share in ("p50", "p99"):
         paper = PAPER["actuation_ms"] if share == "p99" else ""
-        row(f"actuation {share}, ms", lambda f, s=share: f"{f['actuation_ms'][s]:.3f}", paper)  # type: ignore[misc]
+        row(f"actuation {share}, ms", part("actuation_ms", share, 3), paper)
     for kind in ("warm", "cold"):
-        row(f"loading the largest, {kind}, ms", lambda f, k=kind: f"{f['load_ms'][k]:.1f}")  # type: ignore[misc]
+        row(f"loading the largest, {kind}, ms", part("load_ms", kind, 1))
     row("loading / inference at batch 1, most", lambda f: "{warm:.1f} - {cold:.1f}".format(**f["load_over_inference"]),
         PAPER["load_over_inference"])  # fmt: skip
     row("SubnetNorm over shared statistics, points", gain("shared"))

@@ -10,7 +10,7 @@ import pytest
 
 from common.sched.profile import Profile
 from common.supernet import artifact
-from common.supernet.explore import STATE, STATISTICS, Budget, Data, Found, Search, SearchError, profile_file
+from common.supernet.explore import STATE, STATISTICS, Budget, Data, Found, Progress, Search, SearchError, profile_file
 from common.supernet.measure import accuracy
 from common.supernet.spec import Space
 from common.supernet.train import Recipe, Trainer
@@ -43,8 +43,15 @@ def source(tmp_path: Path, build: Build, space: Space, data: Data) -> Path:
     return tmp_path / "small"
 
 
-def search(source: Path, out: Path, data: Data, budget: Budget = BUDGET, **options: object) -> Found:
-    return Search(source, out, data, budget, precision="fp32", **options).run()  # type: ignore[arg-type]
+def search(
+    source: Path,
+    out: Path,
+    data: Data,
+    budget: Budget = BUDGET,
+    fresh: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Found:
+    return Search(source, out, data, budget, precision="fp32", fresh=fresh, progress=progress).run()
 
 
 def test_what_is_found_is_served(source: Path, tmp_path: Path, data: Data) -> None:
