@@ -31,6 +31,8 @@ from common.sched.types import (
     WorkerLost,
 )
 
+MEDIAN, P95, P99 = 0.6745, 1.9600, 2.5758  # of |N(0, 1)|
+
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
@@ -47,13 +49,15 @@ class Conditions:
     deaths: tuple[tuple[int, str], ...] = ()
     seed: int = 0
 
-    def measured(self, profile: Profile) -> Profile:
-        """Return the profile that a worker would measure in these conditions; `tail` is too rare to show in a p95."""
-        return replace(profile, subnets=tuple(self._measured(subnet) for subnet in profile.subnets))
+    def measured(self, profile: Profile, upper: float = P95) -> Profile:
+        """Return the profile that a worker would measure in these conditions; `tail` is too rare to show in a p95.
 
-    def _measured(self, subnet: Subnet) -> Subnet:
-        # The median and the p95 of |N(0, 1)|.
-        median, p95 = (1.0 + self.jitter * z for z in (0.6745, 1.9600))
+        upper: the quantile of |N(0, 1)| that it announces as its p95.
+        """
+        return replace(profile, subnets=tuple(self._measured(subnet, upper) for subnet in profile.subnets))
+
+    def _measured(self, subnet: Subnet, upper: float) -> Subnet:
+        median, p95 = (1.0 + self.jitter * z for z in (MEDIAN, upper))
         return replace(
             subnet,
             median_us=tuple(round(us * median) + self.overhead_us for us in subnet.median_us),

@@ -14,6 +14,9 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.sched import (
     Arrived,
     BatchDone,
@@ -25,7 +28,7 @@ from common.sched import (
     WorkerHello,
 )
 from common.sched.policies import parse_policy
-from loadgen.simulate import Conditions, Simulation
+from loadgen.simulate import P95, Conditions, Report, Simulation
 from loadgen.traces import make_arrivals
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,17 +96,30 @@ def simulate(
 ) -> tuple[float, float]:
     """Return attainment and mean accuracy of one run. Workers announce the profile that they would measure."""
     times = make_arrivals(trace, rate=args.rate, duration_s=args.seconds, seed=seed)
-    slo_us = round(args.slo_ms * 1000)
-    queries = [Query(i, at_us, at_us + slo_us) for i, at_us in enumerate((times * 1e6).astype(int).tolist())]
     conditions = Conditions(jitter=jitter, overhead_us=args.overhead_us, hop_us=args.hop_us, seed=seed)
-    workers = {f"worker-{i}": profile for i in range(args.workers)}
-    announced = dict.fromkeys(workers, conditions.measured(profile))
     options = SchedulerOptions(
         reply_margin_us=args.hop_us, max_in_flight=args.max_in_flight, start_quantile=args.start_quantile
     )
-    scheduler = Scheduler(parse_policy(spec), options)
-    report = Simulation(scheduler, workers, conditions, announced).run(queries)
+    report = play(
+        Scheduler(parse_policy(spec), options), profile, conditions, times, args.workers, round(args.slo_ms * 1000)
+    )
     return report.attainment, report.accuracy
+
+
+def play(
+    scheduler: Scheduler,
+    profile: Profile,
+    conditions: Conditions,
+    times: NDArray[np.float64],
+    workers: int,
+    slo_us: int,
+    upper: float = P95,
+) -> Report:
+    """Simulate queries that arrive at `times`, in seconds; like workers announce what they would measure, see there."""
+    queries = [Query(i, at_us, at_us + slo_us) for i, at_us in enumerate((times * 1e6).astype(int).tolist())]
+    alike = dict.fromkeys((f"worker-{i}" for i in range(workers)), profile)
+    announced = dict.fromkeys(alike, conditions.measured(profile, upper))
+    return Simulation(scheduler, alike, conditions, announced).run(queries)
 
 
 def spread(values: list[float], digits: int) -> str:

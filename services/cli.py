@@ -95,7 +95,7 @@ def _gateway(settings: GatewaySettings) -> Service:
 def _scheduler(settings: SchedulerSettings) -> Service:
     from services.scheduler.scheduler import SchedulerService
 
-    sys.path.insert(0, str(Path.cwd()))  # a policy of the user's own lies where the command is run
+    sys.path.append(str(Path.cwd()))  # a policy of the user's own lies where the command is run
     return SchedulerService(settings)
 
 

@@ -1,6 +1,7 @@
 """What every policy owes the core, what each one chooses, and how they are named."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -266,6 +267,19 @@ def test_a_users_own_policy_is_imported(options: str, rows: int) -> None:
     batches = dispatched(harness.arrive(*(query(i) for i in range(9))))
     assert [len(batch.queries) for batch in batches] == [rows]
     harness.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("def choose(:", "SyntaxError: "), ("raise OSError('no disk')", "OSError: no disk")]
+)
+def test_a_file_that_fails_is_no_policy(
+    content: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's file that cannot be run is refused by its name and by what happened in it."""
+    (tmp_path / "failing_policy.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PolicyError, match=f"policy: failing_policy:Mine: {words}"):
+        parse_policy("failing_policy:Mine")
 
 
 @pytest.mark.parametrize("spec", [*ALL, "fixed:big,late=shrink,quantile=median", "slackfit:margin=0.999,buckets=64"])

@@ -80,11 +80,13 @@ def _imported(module: str, attribute: str) -> type[Any]:
     """A policy's class by where it is. Raises PolicyError that says what is not there, or what the class lacks."""
     where = f"policy: {module}:{attribute}"
     try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, TypeError, ValueError) as error:  # the latter two for names that no module can have
-        raise PolicyError(f"{where}: {error}; expected {_known()}") from error
-    except AttributeError as error:
-        raise PolicyError(f"{where}: {module} has no {attribute!r}") from error
+        found = importlib.import_module(module)
+    except Exception as error:  # a user's file can fail in any way when it is run
+        kind_of = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise PolicyError(f"{where}: {kind_of}{error}; expected {_known()}") from error
+    kind = getattr(found, attribute, None)
+    if kind is None:
+        raise PolicyError(f"{where}: {module} has no {attribute!r}")
     lacks = [method for method in ("cheapest", "choose") if not callable(getattr(kind, method, None))]
     if not (isinstance(kind, type) and is_dataclass(kind)) or lacks:
         raise PolicyError(f"{where}: expected a dataclass with cheapest and choose, got {kind!r}")
