@@ -1,53 +1,74 @@
-"""Drive `common.sched.core` by a simulated clock: arrivals in, one outcome per query out.
+"""Drive `common.sched.core` by a simulated clock: a workload in, the records of a run out, as `replay` gives them.
 
 The driver decides nothing. It carries events to the same core that the live scheduler drives, lets each batch take its
-profiled median times a random factor plus an overhead, and notes what became of each query.
+profiled median times a random factor plus what the world adds, and notes what became of each query.
+
+Arrivals come one by one, as events of their own, while one of them could change what the core does: while its queue is
+empty, or when one is due before the head. All others that come before the next event are handed over as one pack at the
+time of the last, as a gateway packs them: the core only queues them. That is most of them under load.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
+import math
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, repeat
 
-from common.sched.core import Scheduler
+import numpy as np
+
+from common.sched.core import NEVER, Scheduler
+from common.sched.eventlog import EventLog
+from common.sched.policies import spec_of
 from common.sched.profile import Profile, Subnet
 from common.sched.types import (
     Arrived,
     Batch,
     BatchDone,
-    Command,
     Dispatch,
     Event,
     Query,
-    Reason,
-    Reject,
     Tick,
     WakeAt,
     WorkerHello,
     WorkerLost,
 )
+from loadgen.records import Column, Records
+from loadgen.workload import Workload
 
 MEDIAN, P95, P99 = 0.6745, 1.9600, 2.5758  # of |N(0, 1)|
+SIMULATED = "simulated"  # the executor that a simulated answer names
+_CHUNK = 8192  # queries made at a time
+_TICK = Tick()
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """What the world does to a batch. Times in microseconds.
 
-    A batch takes median x (1 + |N(0, jitter)|), doubled with probability `tail`, plus `overhead_us`. `hop_us` is the
-    way of one message: a dispatch to its worker, a report or a reply back. `deaths` are (time, worker).
+    A batch takes median x (1 + |N(0, jitter)|), doubled with probability `tail`, plus `overhead_us`, plus
+    `actuation_us` if its worker ran another subnet before. `hop_us` is the way of one message: a dispatch to its
+    worker, a report or a reply back. `deaths` and `joins` are (time, worker): a worker that joins is not there before.
+    From a time on, a worker in `slow` takes so many times as long: (time, worker, factor).
     """
 
     jitter: float = 0.0
     tail: float = 0.0
     overhead_us: int = 0
     hop_us: int = 0
+    actuation_us: int = 0
     deaths: tuple[tuple[int, str], ...] = ()
+    joins: tuple[tuple[int, str], ...] = ()
+    slow: tuple[tuple[int, str, float], ...] = ()
     seed: int = 0
+
+    @property
+    def mean_factor(self) -> float:
+        """What a batch takes on average over its profiled median, overheads apart."""
+        return (1.0 + self.jitter * math.sqrt(2.0 / math.pi)) * (1.0 + self.tail)
 
     def measured(self, profile: Profile, upper: float = P95) -> Profile:
         """Return the profile that a worker would measure in these conditions; `tail` is too rare to show in a p95.
@@ -66,52 +87,18 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a query: served by `subnet` with the reply there at `replied_us`, or rejected for `reason`."""
+class _Served:
+    """A batch that has ended: its query ids, where it ran, and when it was sent, started, ended and answered."""
 
-    query: Query
+    batch: Batch
+    sent_us: int
+    started_us: int
+    finished_us: int
     replied_us: int
-    subnet: str | None = None
-    reason: Reason | None = None
-
-    @property
-    def met(self) -> bool:
-        """Whether the query was served within its deadline."""
-        return self.subnet is not None and self.replied_us <= self.query.deadline_us
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Outcomes in the order in which they happened, and the figures by which the paper judges them (section 6)."""
-
-    outcomes: Sequence[Outcome]
-    accuracies: Mapping[str, float]
-
-    @property
-    def attainment(self) -> float:
-        """Share of queries served within their deadline."""
-        return sum(outcome.met for outcome in self.outcomes) / len(self.outcomes)
-
-    @property
-    def accuracy(self) -> float:
-        """Mean profiled accuracy, in percent, over the queries that met their deadline; nan if none did."""
-        met = [self.accuracies[outcome.subnet] for outcome in self.outcomes if outcome.subnet and outcome.met]
-        return sum(met) / len(met) if met else float("nan")
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of each subnet among the queries served."""
-        counts = Counter(outcome.subnet for outcome in self.outcomes if outcome.subnet)
-        return {subnet: count / counts.total() for subnet, count in sorted(counts.items())}
-
-    def latency_us(self, quantile: float) -> int:
-        """Quantile of the time from arrival to reply, over the queries served. Raises IndexError if none was."""
-        times = sorted(o.replied_us - o.query.arrival_us for o in self.outcomes if o.subnet)
-        return times[min(len(times) - 1, int(quantile * len(times)))]
 
 
 class Simulation:
-    """One run: a heap of what happens when, the scheduler, and the workers that live.
+    """One run: a heap of what happens when, the scheduler, and the workers that live. `run` is called once.
 
     `workers` are the profiles that batches obey, `announced` what the workers say of themselves: by default the same.
     """
@@ -122,74 +109,178 @@ class Simulation:
         workers: Mapping[str, Profile],
         conditions: Conditions,
         announced: Mapping[str, Profile] | None = None,
+        log: EventLog | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self._log = log
         self._conditions = conditions
         self._random = random.Random(conditions.seed)
-        self._workers = dict(workers)
+        self._profiles = dict(workers)
+        self._alive: set[str] = set()
+        self._loaded: dict[str, str] = {}
         self._free_us = dict.fromkeys(workers, 0)
-        self._running: dict[tuple[str, int], Batch] = {}
+        self._running: dict[tuple[str, int], _Served] = {}
         self._heap: list[tuple[int, int, Event]] = []
-        self._count = itertools.count()
-        self._wake_us = -1
-        self._outcomes: list[Outcome] = []
+        self._count = count()
+        self._wake_us = NEVER
+        self._served: list[_Served] = []
+        self._rejected: dict[int, str] = {}
+        joins = {name: time_us for time_us, name in conditions.joins}
         for name, profile in (announced or workers).items():
-            self._at(0, WorkerHello(name, profile))
+            self._at(joins.get(name, 0), WorkerHello(name, profile))
         for time_us, name in conditions.deaths:
             self._at(time_us, WorkerLost(name))
 
-    def run(self, arrivals: Iterable[Query]) -> Report:
-        """Play arrivals, sorted by time, until every query has its outcome."""
-        coming = iter(arrivals)
-        self._next_arrival(coming)
-        accuracies = {s.id: s.accuracy for profile in self._workers.values() for s in profile.subnets}
-        while self._heap:
-            now_us, _, event = heapq.heappop(self._heap)
-            match event:
-                case Tick() if now_us != self._wake_us:
+    def run(self, workload: Workload, progress: Callable[[int], None] | None = None) -> Records:
+        """Play a workload until every query has its outcome. A rejected query is an error with its reason."""
+        scheduler, heap = self.scheduler, self._heap
+        alike = len({tenant.slo_ms for tenant in workload.tenants}) == 1
+        for queries, times_us in _chunks(workload):
+            at, end = 0, len(queries)
+            while at < end:
+                arrival_us = times_us[at]
+                next_us = min(heap[0][0], self._wake_us) if heap else self._wake_us
+                if next_us < arrival_us:
+                    self._step()
                     continue
-                case BatchDone(worker, batch):
-                    if worker not in self._workers:
-                        continue
-                    served = self._running.pop((worker, batch))
-                    self._outcomes.extend(Outcome(query, now_us, subnet=served.subnet) for query in served.queries)
-                case WorkerLost(worker):
-                    self._workers.pop(worker, None)
-                case Arrived():
-                    self._next_arrival(coming)
-                case _:
-                    pass
-            self._obey(self.scheduler.handle(event, now_us), now_us)
-        return Report(self._outcomes, accuracies)
+                until, head = at + 1, scheduler.head
+                if head is not None:
+                    until = max(until, bisect_right(times_us, next_us - 1, lo=at))
+                    if not alike:
+                        until = next((i for i in range(at, until) if queries[i].deadline_us < head.deadline_us), until)
+                        until = max(until, at + 1)
+                now_us = times_us[until - 1]
+                self._happen(Arrived(queries[at:until]), now_us)
+                at = until
+            if progress is not None:
+                progress(queries[-1].id + 1)
+        while heap or self._wake_us < NEVER:
+            self._step()
+        return self._records(workload)
 
-    def _obey(self, commands: Sequence[Command], now_us: int) -> None:
-        self._wake_us = -1
-        for command in commands:
-            match command:
-                case Dispatch(batch):
-                    self._start(batch, now_us)
-                case Reject(query, reason):
-                    self._outcomes.append(Outcome(query, now_us + self._conditions.hop_us, reason=reason))
-                case WakeAt(at_us):
-                    self._wake_us = at_us
-                    self._at(at_us, Tick())
+    def _step(self) -> None:
+        """Let the next event but an arrival happen; a worker's before the core's wish to be woken at that time."""
+        heap = self._heap
+        if not heap or self._wake_us < heap[0][0]:
+            now_us, event = self._wake_us, _TICK
+        else:
+            now_us, _, event = heapq.heappop(heap)
+            if isinstance(event, BatchDone):
+                if event.worker not in self._alive:
+                    return
+                self._served.append(self._running.pop((event.worker, event.batch)))
+            elif isinstance(event, WorkerLost):
+                self._alive.discard(event.worker)
+            elif isinstance(event, WorkerHello):
+                self._alive.add(event.worker)
+        self._happen(event, now_us)
+
+    def _happen(self, event: Event, now_us: int) -> None:
+        """Tell the core of an event, and do as it says."""
+        if self._log is not None:
+            self._log.append(event, now_us)
+        self._wake_us = NEVER
+        for command in self.scheduler.handle(event, now_us):
+            if isinstance(command, WakeAt):
+                self._wake_us = command.at_us
+            elif isinstance(command, Dispatch):
+                self._start(command.batch, now_us)
+            else:
+                self._rejected[command.query.id] = command.reason
 
     def _start(self, batch: Batch, now_us: int) -> None:
         world, worker = self._conditions, batch.worker
         factor = 1.0 + abs(self._random.gauss(0.0, world.jitter)) if world.jitter else 1.0
         if world.tail and self._random.random() < world.tail:
             factor *= 2.0
-        median_us = self._workers[worker].latency_us(batch.subnet, batch.rows)
         started_us = max(now_us + world.hop_us, self._free_us[worker])
+        for since_us, name, slower in world.slow:
+            if name == worker and started_us >= since_us:
+                factor *= slower
+        median_us = self._profiles[worker].latency_us(batch.subnet, batch.rows)
         finished_us = started_us + round(median_us * factor) + world.overhead_us
+        if world.actuation_us and self._loaded.get(worker) != batch.subnet:
+            self._loaded[worker] = batch.subnet
+            finished_us += world.actuation_us
         self._free_us[worker] = finished_us
-        self._running[worker, batch.id] = batch
-        self._at(finished_us + world.hop_us, BatchDone(worker, batch.id, started_us, finished_us))
-
-    def _next_arrival(self, coming: Iterator[Query]) -> None:
-        query = next(coming, None)
-        if query is not None:
-            self._at(query.arrival_us, Arrived((query,)))
+        replied_us = finished_us + world.hop_us
+        self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, replied_us)
+        self._at(replied_us, BatchDone(worker, batch.id, started_us, finished_us))
 
     def _at(self, time_us: int, event: Event) -> None:
         heapq.heappush(self._heap, (time_us, next(self._count), event))
+
+    def _records(self, workload: Workload) -> Records:
+        served = self._served
+        sizes = [len(one.batch.queries) for one in served]
+        ids = np.fromiter((query.id for one in served for query in one.batch.queries), np.int64, sum(sizes))
+        subnets: dict[str, int] = {"": 0}  # code 0 is a name not told
+        workers: dict[str, int] = {"": 0}
+        for one in served:
+            subnets.setdefault(one.batch.subnet, len(subnets))
+            workers.setdefault(one.batch.worker, len(workers))
+        accuracies = {s.id: s.accuracy for profile in self._profiles.values() for s in profile.subnets}
+
+        def column(per_batch: Sequence[float], unknown: float = math.nan) -> Column:
+            values = np.full(len(workload.intended_s), unknown)
+            values[ids] = np.repeat(np.array(per_batch, np.float64), sizes)
+            return values
+
+        done_s = column([one.replied_us / 1e6 for one in served])
+        started_s = column([one.started_us / 1e6 for one in served])
+        due_s = workload.intended_s + np.array([t.slo_ms for t in workload.tenants])[workload.tenant] / 1e3
+        return Records(
+            workload=workload,
+            sent_s=workload.intended_s,
+            done_s=done_s,
+            accuracy=column([accuracies[one.batch.subnet] for one in served]),
+            batch_size=column([one.batch.rows for one in served]),
+            queue_ms=(started_s - workload.intended_s) * 1e3,
+            inference_ms=column([(one.finished_us - one.started_us) / 1e3 for one in served]),
+            deadline_met=np.where(np.isnan(done_s), math.nan, done_s <= due_s),
+            correct_rows=np.full(len(done_s), math.nan),
+            subnet=column([subnets[one.batch.subnet] for one in served], 0).astype(np.int32),
+            worker=column([workers[one.batch.worker] for one in served], 0).astype(np.int32),
+            subnets=list(subnets),
+            workers=list(workers),
+            policies=[spec_of(self.scheduler.policy)],
+            executors=[SIMULATED],
+            errors=self._rejected,
+        )
+
+
+def simulate(
+    scheduler: Scheduler,
+    workload: Workload,
+    profile: Profile,
+    workers: int,
+    conditions: Conditions | None = None,
+    *,
+    upper: float = P95,
+    progress: Callable[[int], None] | None = None,
+    log: EventLog | None = None,
+) -> Records:
+    """Play a workload with `workers` like workers, which announce what they would measure in these conditions.
+
+    They are named `worker-0` and so on. upper: see `Conditions.measured`. progress: told how many queries have arrived.
+    """
+    conditions = conditions or Conditions()
+    alike = dict.fromkeys((f"worker-{i}" for i in range(workers)), profile)
+    announced = dict.fromkeys(alike, conditions.measured(profile, upper))
+    return Simulation(scheduler, alike, conditions, announced, log).run(workload, progress)
+
+
+def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
+    """The queries of a workload with their arrival times, some thousands at a time; a query's id is its position."""
+    arrivals_us = (workload.intended_s * 1e6).astype(np.int64)
+    slo_us = np.array([round(tenant.slo_ms * 1e3) for tenant in workload.tenants], np.int64)
+    kinds = [(tenant.rows, tenant.min_accuracy, tenant.priority) for tenant in workload.tenants]
+    for first in range(0, len(arrivals_us), _CHUNK):
+        times = arrivals_us[first : first + _CHUNK]
+        tenants = workload.tenant[first : first + _CHUNK]
+        times_us, deadlines_us = times.tolist(), (times + slo_us[tenants]).tolist()
+        if len(kinds) == 1:
+            rest = [repeat(value) for value in kinds[0]]
+        else:
+            rest = [iter(values) for values in zip(*(kinds[code] for code in tenants.tolist()), strict=True)]
+        yield tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest)), times_us

@@ -145,6 +145,11 @@ class Scheduler:
         return self._queue.rows
 
     @property
+    def head(self) -> Query | None:
+        """The query that is considered next, None with an empty queue."""
+        return self._queue.head if self._queue else None
+
+    @property
     def workers(self) -> Mapping[str, Worker]:
         """Workers by name, draining ones included. To read only."""
         return MappingProxyType(self._workers)
@@ -235,7 +240,7 @@ class Scheduler:
         self._recount()
         for position, item in enumerate(worker.batches.values()):
             for query in item.batch.queries:
-                blamed = replace(query, attempts=query.attempts + 1) if position == 0 else query
+                blamed = query._replace(attempts=query.attempts + 1) if position == 0 else query
                 if blamed.attempts >= self.options.max_attempts:
                     self._reject(blamed, "poison", out)
                 else:
@@ -281,8 +286,10 @@ class Scheduler:
         soonest_us = now_us + delay_us
         place = _Placement(hopeless="min_accuracy")
         last_us = 0
+        rows = head.rows if head.min_accuracy <= 0.0 else NEVER
         for worker in self._ready:
-            floor_us = worker.floor_us(head)
+            floors_us = worker.floors_us
+            floor_us = floors_us[rows] if rows < len(floors_us) else worker.floor_us(head)
             if floor_us is None:
                 continue
             free_us, latest_us = worker.free_us, due_us - floor_us

@@ -78,14 +78,10 @@ def _line(data: dict[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":")) + "\n"
 
 
-def _queries(queries: Iterable[Query]) -> list[list[float]]:
-    return [[q.id, q.arrival_us, q.deadline_us, q.rows, q.min_accuracy, q.priority, q.attempts] for q in queries]
-
-
 def _to_dict(event: Event) -> dict[str, Any]:
     match event:
         case Arrived(queries):
-            return {"event": "arrived", "queries": _queries(queries)}
+            return {"event": "arrived", "queries": queries}
         case BatchDone(worker, batch, started_us, finished_us):
             return {
                 "event": "done",
@@ -95,7 +91,7 @@ def _to_dict(event: Event) -> dict[str, Any]:
                 "finished_us": finished_us,
             }
         case WorkerHello(worker, profile, running):
-            batches = [{"id": b.id, "subnet": b.subnet, "queries": _queries(b.queries)} for b in running]
+            batches = [{"id": b.id, "subnet": b.subnet, "queries": b.queries} for b in running]
             return {"event": "hello", "worker": worker, "profile": profile.to_dict(), "running": batches}
         case WorkerLost(worker):
             return {"event": "lost", "worker": worker}

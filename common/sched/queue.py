@@ -15,6 +15,10 @@ _COMPACT = 256
 """Slots freed at the front before the list may be compacted."""
 
 
+def _order(query: Query) -> tuple[int, int, int]:
+    return query.deadline_us, query.priority, query.id
+
+
 class EdfQueue:
     """Queries sorted by (deadline, priority, id), and their rows in total.
 
@@ -25,7 +29,7 @@ class EdfQueue:
     __slots__ = ("_front", "_items", "rows")
 
     def __init__(self) -> None:
-        self._items: list[tuple[int, int, int, Query]] = []
+        self._items: list[Query] = []
         self._front = 0
         self.rows = 0
 
@@ -34,17 +38,17 @@ class EdfQueue:
 
     def __iter__(self) -> Iterator[Query]:
         items = self._items
-        return (items[i][3] for i in range(self._front, len(items)))
+        return (items[i] for i in range(self._front, len(items)))
 
     @property
     def head(self) -> Query:
         """The query whose deadline comes first. Raises IndexError if the queue is empty."""
-        return self._items[self._front][3]
+        return self._items[self._front]
 
     def deadlines(self) -> Iterator[tuple[int, int]]:
         """Iterate (deadline_us, rows) in EDF order, copying nothing: take what is needed and stop."""
         items = self._items
-        return ((items[i][0], items[i][3].rows) for i in range(self._front, len(items)))
+        return ((items[i].deadline_us, items[i].rows) for i in range(self._front, len(items)))
 
     def batches(self, skipped: int, size: int, most: int) -> list[tuple[int, int]]:
         """Cut what is behind the first `skipped` rows into up to `most` batches of up to `size` rows, in EDF order.
@@ -55,35 +59,37 @@ class EdfQueue:
         items, i = self._items, self._front
         if self.rows == len(items) - i:  # one row each, as nearly always: no need to look at every one
             starts = range(i + max(skipped, 1), len(items), size)[:most]
-            found = [(items[start][0], size) for start in starts]
+            found = [(items[start].deadline_us, size) for start in starts]
             if found:
                 found[-1] = (found[-1][0], min(size, len(items) - starts[-1]))
             return found
-        skipped -= items[i][3].rows
+        skipped -= items[i].rows
         i += 1
-        while i < len(items) and skipped >= items[i][3].rows:
-            skipped -= items[i][3].rows
+        while i < len(items) and skipped >= items[i].rows:
+            skipped -= items[i].rows
             i += 1
         found = []
         while i < len(items) and len(found) < most:
-            deadline_us, rows = items[i][0], items[i][3].rows
+            deadline_us, rows = items[i].deadline_us, items[i].rows
             i += 1
-            while i < len(items) and rows + items[i][3].rows <= size:
-                rows += items[i][3].rows
+            while i < len(items) and rows + items[i].rows <= size:
+                rows += items[i].rows
                 i += 1
             found.append((deadline_us, rows))
         return found
 
     def push(self, queries: Iterable[Query]) -> None:
         """Add queries, whose ids must not be in the queue."""
-        items = self._items
+        items, rows = self._items, 0
+        last_us = items[-1].deadline_us if self._front < len(items) else -1
         for query in queries:
-            item = (query.deadline_us, query.priority, query.id, query)
-            if self._front == len(items) or item > items[-1]:
-                items.append(item)
+            if query.deadline_us > last_us:
+                items.append(query)
+                last_us = query.deadline_us
             else:
-                insort(items, item, lo=self._front)
-            self.rows += query.rows
+                insort(items, query, lo=self._front, key=_order)
+            rows += query.rows
+        self.rows += rows
 
     def take(self, max_rows: int, accuracy: float) -> tuple[Query, ...]:
         """Remove and return the queries of one batch: the head always, then the next in order while their rows fit.
@@ -92,14 +98,14 @@ class EdfQueue:
         batch: nothing overtakes it for being smaller. Raises IndexError if the queue is empty.
         """
         items, i = self._items, self._front
-        head = items[i][3]
+        head = items[i]
         taken, rows = [head], head.rows
-        passed: list[tuple[int, int, int, Query]] = []
+        passed: list[Query] = []
         i += 1
         while rows < max_rows and i < len(items) and len(passed) < _PASS_OVER:
-            query = items[i][3]
+            query = items[i]
             if query.min_accuracy > accuracy:
-                passed.append(items[i])
+                passed.append(query)
             elif rows + query.rows > max_rows:
                 break
             else:
@@ -118,15 +124,15 @@ class EdfQueue:
 
     def discard(self, ids: Collection[int]) -> None:
         """Remove the queries with these ids, where present. Costs a pass over the queue."""
-        self._items = [item for item in self._items[self._front :] if item[2] not in ids]
+        self._items = [item for item in self._items[self._front :] if item.id not in ids]
         self._front = 0
-        self.rows = sum(item[3].rows for item in self._items)
+        self.rows = sum(item.rows for item in self._items)
 
     def check(self) -> None:
         """Raise AssertionError if the queue is out of order or its row count is wrong."""
         items = self._items[self._front :]
-        assert all(a < b for a, b in pairwise(items)), "queue out of order"
-        assert self.rows == sum(item[3].rows for item in items), "queued rows miscounted"
+        assert all(_order(a) < _order(b) for a, b in pairwise(items)), "queue out of order"
+        assert self.rows == sum(item.rows for item in items), "queued rows miscounted"
 
     def _compact(self) -> None:
         if self._front > _COMPACT and self._front * 2 > len(self._items):

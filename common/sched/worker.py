@@ -24,11 +24,15 @@ class Outstanding:
 class Worker:
     """One worker as the core sees it. Policies may read it, only the core changes it.
 
-    `cheapest` is the index of the cheapest subnet that the policy ever uses here. `correction` is the smoothed ratio of
-    observed latency to the profile's median, with which every prediction is multiplied.
+    `cheapest` is the index of the cheapest subnet that the policy ever uses here, and `floors_us[rows]` the least
+    median latency from it on, up to the profile's largest batch. `correction` is the smoothed ratio of observed latency
+    to the profile's median, with which every prediction is multiplied.
     """
 
-    __slots__ = ("_finished", "_rank", "batches", "cheapest", "correction", "draining", "free_us", "name", "profile")
+    __slots__ = (
+        *("_finished", "_rank", "batches", "cheapest", "correction", "draining"),
+        *("floors_us", "free_us", "name", "profile"),
+    )
 
     def __init__(self, name: str, profile: Profile, cheapest: int) -> None:
         self.name = name
@@ -43,7 +47,8 @@ class Worker:
         """Take a profile, and the index of the cheapest subnet that the policy uses with it."""
         self.profile = profile
         self.cheapest = cheapest
-        self._rank = (profile.floor_us(cheapest, profile.max_batch), -profile.subnets[-1].accuracy, self.name)
+        self.floors_us = tuple(profile.floor_us(cheapest, rows) for rows in range(profile.max_batch + 1))
+        self._rank = (self.floors_us[-1], -profile.subnets[-1].accuracy, self.name)
 
     def order(self) -> tuple[int, float, float, str]:
         """Which worker to fill first: idle ones, then the fastest, the most accurate, the first by name."""
@@ -57,8 +62,8 @@ class Worker:
 
     def floor_us(self, query: Query) -> int | None:
         """Least median latency at which this worker can serve the query; None if it lacks the accuracy."""
-        if query.min_accuracy <= 0.0:
-            return self.profile.floor_us(self.cheapest, query.rows)
+        if query.min_accuracy <= 0.0 and query.rows < len(self.floors_us):
+            return self.floors_us[query.rows]
         first = self.eligible(query.min_accuracy)
         return self.profile.floor_us(first, query.rows) if first < len(self.profile.subnets) else None
 

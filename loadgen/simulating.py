@@ -1,0 +1,133 @@
+"""`loadgen simulate`: one trace through the simulator under each policy asked for, reported as `replay` reports."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from common.sched.core import Scheduler
+from common.sched.eventlog import EventLog
+from common.sched.options import SchedulerOptions
+from common.sched.policies import PolicyError, parse_policy
+from loadgen.errors import InputError
+from loadgen.profiles import load_profile
+from loadgen.report import Report, RunInfo, make_report
+from loadgen.simulate import Conditions, simulate
+from loadgen.workload import make_workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateOptions:
+    """What to simulate. Equal options give equal reports but for when they were made."""
+
+    profile: str = "rtx2080ti-reconstructed"
+    workers: int = 8
+    trace: str = "poisson"  # a SPEC, see `loadgen.spec`
+    rate: float | None = None  # mean queries per second; None: the SPEC's own
+    duration_s: float = 10.0
+    slo_ms: float = 36.0
+    seed: int = 0
+    rows: int = 1  # per query
+    jitter: float = 0.0
+    tail: float = 0.0
+    overhead_ms: float = 0.0
+    hop_ms: float = 0.0
+    actuation_ms: float = 0.0
+    kills: Sequence[str] = ()  # NAME@SECONDS
+    joins: Sequence[str] = ()  # NAME@SECONDS
+    slow: Sequence[str] = ()  # NAME@SECONDSxFACTOR
+    late: Literal["drop", "serve"] = "drop"
+    event_log: Path | None = None
+    conditions: Conditions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the conditions. InputError names the first option that cannot be used."""
+        for key in ("jitter", "tail", "overhead_ms", "hop_ms", "actuation_ms"):
+            value, most = getattr(self, key), 1.0 if key == "tail" else math.inf
+            if not (math.isfinite(value) and 0 <= value <= most):
+                raise InputError(key, value, "must be a share in [0, 1]" if key == "tail" else "must be >= 0")
+        for key, least in (("workers", 1), ("rows", 1)):
+            if getattr(self, key) < least:
+                raise InputError(key, getattr(self, key), f"must be >= {least}")
+        if not (math.isfinite(self.slo_ms) and self.slo_ms > 0):
+            raise InputError("slo_ms", self.slo_ms, "must be > 0")
+        slow = [self._at("slow", text, "x") for text in self.slow]
+        conditions = Conditions(
+            jitter=self.jitter,
+            tail=self.tail,
+            overhead_us=round(self.overhead_ms * 1e3),
+            hop_us=round(self.hop_ms * 1e3),
+            actuation_us=round(self.actuation_ms * 1e3),
+            deaths=tuple((us, name) for us, name, _ in (self._at("kill", text) for text in self.kills)),
+            joins=tuple((us, name) for us, name, _ in (self._at("join", text) for text in self.joins)),
+            slow=tuple(slow),
+            seed=self.seed,
+        )
+        object.__setattr__(self, "conditions", conditions)
+
+    def _at(self, key: str, text: str, behind: str = "") -> tuple[int, str, float]:
+        """Read NAME@SECONDS, with `behind` also the number behind it; NAME must be one of the workers."""
+        name, _, rest = text.partition("@")
+        seconds, _, factor = rest.partition(behind) if behind else (rest, "", "1")
+        try:
+            at_us, value = round(float(seconds) * 1e6), float(factor)
+        except (ValueError, OverflowError):
+            wanted = f"NAME@SECONDS{behind}FACTOR" if behind else "NAME@SECONDS"
+            raise InputError(key, text, f"write {wanted}, as in worker-0@2.5{behind and f'{behind}3'}") from None
+        if name not in (f"worker-{i}" for i in range(self.workers)):
+            raise InputError(key, text, f"workers are worker-0 to worker-{self.workers - 1}")
+        if at_us < 0 or not value > 0:
+            raise InputError(key, text, "needs a time >= 0" + (" and a factor > 0" if behind else ""))
+        return at_us, name, value
+
+
+def simulate_policy(policy: str, options: SimulateOptions, progress: Callable[[int], None] | None = None) -> Report:
+    """Simulate one policy. InputError for a policy, profile or trace that cannot be used.
+
+    `progress` is told how many queries have arrived. With `event_log`, the core's events are written there, to be
+    replayed by `common.sched.eventlog`.
+    """
+    profile = load_profile(options.profile)
+    workload = make_workload(
+        options.trace,
+        rate=options.rate,
+        duration_s=options.duration_s,
+        seed=options.seed,
+        slo_ms=options.slo_ms,
+        rows=options.rows,
+    )
+    settings = SchedulerOptions(late=options.late, reply_margin_us=options.conditions.hop_us)
+    try:
+        scheduler = Scheduler(parse_policy(policy), settings)
+        scheduler.policy.cheapest(profile)
+    except PolicyError as error:
+        raise InputError("policy", policy, str(error)) from None
+    started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    cpu_s = time.thread_time()
+    if options.event_log is None:
+        records = simulate(scheduler, workload, profile, options.workers, options.conditions, progress=progress)
+    else:
+        with options.event_log.open("w") as file:
+            log = EventLog(file.write, scheduler)
+            records = simulate(
+                scheduler, workload, profile, options.workers, options.conditions, progress=progress, log=log
+            )
+    cpu_s = time.thread_time() - cpu_s
+    info = RunInfo(
+        url="simulation",
+        model=profile.model or options.profile,
+        trace=options.trace,
+        rate=options.rate,
+        duration_s=options.duration_s,
+        slo_ms=options.slo_ms,
+        seed=options.seed,
+        data="none",
+        started_at=started_at,
+        sender_cpu_us=cpu_s * 1e6 / len(workload.intended_s),
+    )
+    return make_report(records, info)
