@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from common.tensors import BYTES, DTYPES, encode_elements
 from loadgen.errors import InputError
+from loadgen.workload import Tenant
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -80,12 +81,17 @@ class Endpoint:
         return f"{self.prefix}/v2/models/{quote(model, safe='')}"
 
 
-def infer_request(endpoint: Endpoint, model: str, tensors: Tensors, output: str | None, slo_ms: float) -> bytes:
-    """One whole HTTP request, ready for the socket.
+def infer_request(endpoint: Endpoint, model: str, tensors: Tensors, output: str | None, tenant: Tenant) -> bytes:
+    """One whole HTTP request of a tenant, ready for the socket.
 
-    `output` is the only output asked for; None asks for all of them. Every tensor travels as raw bytes.
+    `output` is the only output asked for; None asks for all of them. Every tensor travels as raw bytes. A floor or a
+    priority of 0 is not sent: it is what a server takes anyway.
     """
-    parameters: dict[str, Any] = {"slo_ms": slo_ms}
+    parameters: dict[str, Any] = {"slo_ms": tenant.slo_ms}
+    if tenant.min_accuracy:
+        parameters["min_accuracy"] = tenant.min_accuracy
+    if tenant.priority:
+        parameters["priority"] = tenant.priority
     raw = {name: raw_bytes(array) for name, array in tensors.items()}
     inputs = [
         {

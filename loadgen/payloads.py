@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from common.tensors import BYTES, DTYPES
 from loadgen.errors import InputError
 from loadgen.oip import Endpoint, ModelSpec, Tensors, TensorSpec, infer_request, raw_bytes
 from loadgen.records import LABEL
+from loadgen.workload import Tenant, Workload
 
 _SAMPLES = ("samples.safetensors", "samples.json")
 _LABELS = "labels"  # their name in a data file
@@ -42,45 +43,91 @@ _SAFETENSORS_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Encoded requests, used in turn: query i sends `requests[i % len(requests)]`.
+    """Encoded requests of each tenant, used in turn: its k-th query sends `requests[k % len(requests)]`.
 
     `labels[k]` holds the true labels of the rows of request k as INT64 bytes; `labels` is None when none are known.
     """
 
     requests: Sequence[bytes]
     labels: Sequence[bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    """What each query of a workload sends: query i takes its turn `turn[i]` in the payload of its tenant."""
+
+    of_tenant: Sequence[Payload]
+    tenant: Sequence[int]
+    turn: Sequence[int]
     data: str
 
+    def request(self, query: int) -> bytes:
+        """The whole HTTP request of a query."""
+        requests = self.of_tenant[self.tenant[query]].requests
+        return requests[self.turn[query] % len(requests)]
 
-def make_payload(
-    endpoint: Endpoint, model: ModelSpec, *, rows: int, slo_ms: float, data: Path | None, seed: int
-) -> Payload:
-    """Encode the requests of a run, `rows` rows each, in an order drawn from `seed`.
+    @property
+    def labels(self) -> Callable[[int], bytes] | None:
+        """What gives the true labels of a query's rows as INT64 bytes; None when none are known."""
+        of_tenant = [payload.labels for payload in self.of_tenant if payload.labels is not None]
+        if len(of_tenant) != len(self.of_tenant):
+            return None
+
+        def labels_of(query: int) -> bytes:
+            labels = of_tenant[self.tenant[query]]
+            return labels[self.turn[query] % len(labels)]
+
+        return labels_of
+
+
+def make_payloads(
+    endpoint: Endpoint, model: ModelSpec, workload: Workload, *, data: Path | None, seed: int
+) -> Payloads:
+    """Encode the requests of a run, for each tenant with its rows and parameters, in an order drawn from `seed`.
 
     `data` None looks for the samples shipped with the model, and falls back to random tensors without labels.
     InputError when the data does not fit the model's inputs.
     """
     path = data or shipped_data(model.name)
-    rng = np.random.default_rng(seed)
-    if path is None:
-        batches = [_random_batch(model, rows, rng) for _ in range(_RANDOM_REQUESTS)]
-        return Payload([_encode(endpoint, model, batch, slo_ms) for batch in batches], None, "random")
+    arrays = None if path is None else load_arrays(path)
+    bound = _MAX_BYTES // len(workload.tenants)
+    of_tenant = [
+        _random_payload(endpoint, model, tenant, seed)
+        if path is None or arrays is None
+        else _sample_payload(endpoint, model, tenant, path, arrays, seed, bound)
+        for tenant in workload.tenants
+    ]
+    turn = np.empty(len(workload.tenant), np.int64)
+    for code in range(len(workload.tenants)):
+        own = np.flatnonzero(workload.tenant == code)
+        turn[own] = np.arange(len(own))
+    return Payloads(of_tenant, workload.tenant.tolist(), turn.tolist(), "random" if path is None else str(path))
 
-    arrays = load_arrays(path)
+
+def _random_payload(endpoint: Endpoint, model: ModelSpec, tenant: Tenant, seed: int) -> Payload:
+    rng = np.random.default_rng(seed)
+    batches = [_random_batch(model, tenant.rows, rng) for _ in range(_RANDOM_REQUESTS)]
+    return Payload([_encode(endpoint, model, batch, tenant) for batch in batches], None)
+
+
+def _sample_payload(
+    endpoint: Endpoint, model: ModelSpec, tenant: Tenant, path: Path, arrays: Tensors, seed: int, bound: int
+) -> Payload:
+    """Requests of at most about `bound` bytes in all, whose rows are the samples of a data file."""
+    rows = tenant.rows
     samples = {spec.name: _matching(path, arrays, spec, single=len(model.inputs) == 1) for spec in model.inputs}
     labels = arrays.get(_LABELS)
     counts = {len(array) for array in (*samples.values(), *(() if labels is None else (labels,)))}
     if len(counts) != 1 or 0 in counts:
         raise InputError("data", path, f"its arrays need the same number of rows, at least one; found {sorted(counts)}")
     total = counts.pop()
-    order = rng.permutation(total)
+    order = np.random.default_rng(seed).permutation(total)
     row_bytes = sum(len(raw_bytes(array)) // total for array in samples.values())
-    count = max(1, min(total // math.gcd(total, rows), _MAX_BYTES // (rows * row_bytes + 512)))
+    count = max(1, min(total // math.gcd(total, rows), bound // (rows * row_bytes + 512)))
     picks = [order[np.arange(k * rows, (k + 1) * rows) % total] for k in range(count)]
     return Payload(
-        [_encode(endpoint, model, {name: array[pick] for name, array in samples.items()}, slo_ms) for pick in picks],
+        [_encode(endpoint, model, {name: array[pick] for name, array in samples.items()}, tenant) for pick in picks],
         None if labels is None else [labels[pick].astype(np.int64).tobytes() for pick in picks],
-        str(path),
     )
 
 
@@ -172,10 +219,10 @@ def _random_batch(model: ModelSpec, rows: int, rng: np.random.Generator) -> dict
     return batch
 
 
-def _encode(endpoint: Endpoint, model: ModelSpec, batch: Tensors, slo_ms: float) -> bytes:
+def _encode(endpoint: Endpoint, model: ModelSpec, batch: Tensors, tenant: Tenant) -> bytes:
     for spec in model.inputs:
         rows = len(batch[spec.name])
         if spec.shape[0] not in (-1, rows):
             raise InputError("rows", rows, f"the model's {spec.name} takes {spec.shape[0]} rows")
     output = LABEL if LABEL in {spec.name for spec in model.outputs} else None
-    return infer_request(endpoint, model.name, batch, output, slo_ms)
+    return infer_request(endpoint, model.name, batch, output, tenant)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.oip import parse_reply
+from loadgen.workload import Workload
 
 Column = NDArray[np.float64]
 
@@ -22,13 +23,13 @@ _MAX_REASONS = 50  # distinct error reasons kept: a server may write a name into
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What became of every query of a run, in order of intended time. NaN stands for what is not known.
+    """What became of every query of a workload, in its order. NaN stands for what is not known.
 
-    Times are seconds since the start of the run. `names` says which subnet, worker, executor and policy a code means.
+    Times are seconds since the start of the run. `subnets` and `workers` say which one a code means; code 0 is one not
+    told.
     """
 
-    rows: int
-    intended_s: Column
+    workload: Workload
     sent_s: Column
     done_s: Column  # the whole answer, status 200, had come; NaN for an error
     accuracy: Column  # profiled accuracy of the subnet, percent
@@ -47,17 +48,21 @@ class Records:
 
 
 class Recorder:
-    """Takes each query's end, exactly once, and counts as it goes."""
+    """Takes each query's end, exactly once, and counts as it goes.
 
-    def __init__(self, intended_s: Column, *, rows: int, slo_ms: float, labels: Sequence[bytes] | None) -> None:
-        count = len(intended_s)
+    `labels` gives the true labels of a query's rows as INT64 bytes; None when none are known.
+    """
+
+    def __init__(self, workload: Workload, labels: Callable[[int], bytes] | None = None) -> None:
+        count = len(workload.intended_s)
         self.answered = 0
         self.met = 0
         self.errors: dict[int, str] = {}
-        self.intended_s: list[float] = intended_s.tolist()
+        self.intended_s: list[float] = workload.intended_s.tolist()
         self.sent_s = _unknown(count)
-        self._slo_s = slo_ms / 1000
-        self._rows = rows
+        self._workload = workload
+        self._tenant: list[int] = workload.tenant.tolist()
+        self._slo_s = [tenant.slo_ms / 1000 for tenant in workload.tenants]
         self._labels = labels
         self._done_s = _unknown(count)
         self._accuracy = _unknown(count)
@@ -86,8 +91,7 @@ class Recorder:
         """`query` was answered with status 200. `finish` reads the body, so that a run has its CPU for sending."""
         self._done_s[query] = done_s
         self.answered += 1
-        if done_s - self.intended_s[query] <= self._slo_s:
-            self.met += 1
+        self.met += self._in_time(query)
         if self._held_bytes < _MAX_HELD_BYTES:
             self._held.append((query, body, header_length))
             self._held_bytes += len(body)
@@ -109,8 +113,7 @@ class Recorder:
             self._read(*held)
         self._held.clear()
         return Records(
-            rows=self._rows,
-            intended_s=np.array(self.intended_s),
+            workload=self._workload,
             sent_s=np.array(self.sent_s),
             done_s=np.array(self._done_s),
             accuracy=np.array(self._accuracy),
@@ -133,10 +136,9 @@ class Recorder:
             parameters, predicted = parse_reply(body, header_length, LABEL)
             self._note(query, parameters)
             if self._labels is not None and predicted is not None:
-                self._correct_rows[query] = self._correct(predicted, self._labels[query % len(self._labels)])
+                self._correct_rows[query] = _equal_labels(predicted, self._labels(query))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            if self._done_s[query] - self.intended_s[query] <= self._slo_s:
-                self.met -= 1
+            self.met -= self._in_time(query)
             self.answered -= 1
             self._done_s[query] = math.nan
             self.fail(query, f"reply: cannot be read, {type(error).__name__}: {error}")
@@ -165,12 +167,16 @@ class Recorder:
             elif key == "executor":
                 self._executors.setdefault(value, len(self._executors))
 
-    def _correct(self, predicted: bytes, true: bytes) -> int:
-        if predicted == true:
-            return self._rows
-        if len(predicted) != len(true):
-            raise ValueError(f"{len(predicted) // 8} labels for {self._rows} rows")
-        return int(np.count_nonzero(np.frombuffer(predicted, np.int64) == np.frombuffer(true, np.int64)))
+    def _in_time(self, query: int) -> bool:
+        return self._done_s[query] - self.intended_s[query] <= self._slo_s[self._tenant[query]]
+
+
+def _equal_labels(predicted: bytes, true: bytes) -> int:
+    if predicted == true:
+        return len(true) // 8
+    if len(predicted) != len(true):
+        raise ValueError(f"{len(predicted) // 8} labels for {len(true) // 8} rows")
+    return int(np.count_nonzero(np.frombuffer(predicted, np.int64) == np.frombuffer(true, np.int64)))
 
 
 def _unknown(count: int) -> array[float]:

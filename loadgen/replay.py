@@ -12,12 +12,13 @@ from pathlib import Path
 
 from loadgen.errors import InputError
 from loadgen.oip import Endpoint, check_model_name
-from loadgen.payloads import make_payload
+from loadgen.payloads import make_payloads
 from loadgen.probe import probe
 from loadgen.records import Recorder
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.sender import Progress, Sender
-from loadgen.traces import largest_within, make_arrivals
+from loadgen.traces import largest_within
+from loadgen.workload import Workload, make_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class ReplayOptions:
     trace: str = "poisson"  # a SPEC, see `loadgen.spec`
     rate: float | None = None  # mean queries per second; None: the SPEC's own
     duration_s: float = 10.0
-    slo_ms: float = 50.0
+    slo_ms: float = 50.0  # of a query whose tenant has none of its own, and so are the rows
     seed: int = 0
     rows: int = 1  # per query
     data: Path | None = None  # .safetensors or .npz; None: the model's shipped samples, else random tensors
@@ -55,23 +56,27 @@ async def replay(options: ReplayOptions, progress: Callable[[Progress], None] | 
     """
     options.check()
     endpoint = Endpoint.parse(options.url)
-    arrivals = make_arrivals(options.trace, rate=options.rate, duration_s=options.duration_s, seed=options.seed)
-    model = await asyncio.to_thread(probe, endpoint, options.model)
-    payload = make_payload(
-        endpoint, model, rows=options.rows, slo_ms=options.slo_ms, data=options.data, seed=options.seed
+    workload = make_workload(
+        options.trace,
+        rate=options.rate,
+        duration_s=options.duration_s,
+        seed=options.seed,
+        slo_ms=options.slo_ms,
+        rows=options.rows,
     )
-    recorder = Recorder(arrivals, rows=options.rows, slo_ms=options.slo_ms, labels=payload.labels)
+    model = await asyncio.to_thread(probe, endpoint, options.model)
+    payloads = make_payloads(endpoint, model, workload, data=options.data, seed=options.seed)
+    recorder = Recorder(workload, payloads.labels)
     sender = Sender(
         endpoint,
-        payload.requests,
+        payloads.request,
         recorder,
         connections=options.connections,
         timeout_s=options.timeout_s,
     )
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     cpu_s = time.process_time()
-    # A server that keeps the SLO never has more queries open than arrive within it.
-    await sender.run(warm=largest_within(arrivals, options.slo_ms / 1000), progress=progress)
+    await sender.run(warm=_most_open(workload), progress=progress)
     cpu_s = time.process_time() - cpu_s
     info = RunInfo(
         url=options.url,
@@ -81,8 +86,16 @@ async def replay(options: ReplayOptions, progress: Callable[[Progress], None] | 
         duration_s=options.duration_s,
         slo_ms=options.slo_ms,
         seed=options.seed,
-        data=payload.data,
+        data=payloads.data,
         started_at=started_at,
-        sender_cpu_us=cpu_s * 1e6 / len(arrivals),
+        sender_cpu_us=cpu_s * 1e6 / len(workload.intended_s),
     )
     return make_report(recorder.finish(), info)
+
+
+def _most_open(workload: Workload) -> int:
+    """How many queries are open at most: a server that keeps an SLO has no more of it than arrive within it."""
+    return sum(
+        largest_within(workload.intended_s[workload.tenant == code], tenant.slo_ms / 1000)
+        for code, tenant in enumerate(workload.tenants)
+    )

@@ -1,8 +1,8 @@
 """What a run was like: one flat report, the same for replay and simulation, written and read as JSON.
 
-The definitions are those of the paper's section 6. A query meets its SLO when its whole answer came within `slo_ms` of
-its INTENDED send time, so that a late sender or a stalled server is never hidden. Attainment counts all queries;
-serving accuracy and label accuracy are means over the queries that met their SLO.
+The definitions are those of the paper's section 6. A query meets its SLO when its whole answer came within its tenant's
+`slo_ms` of its INTENDED send time, so that a late sender or a stalled server is never hidden. Attainment counts all
+queries; serving accuracy and label accuracy are means over the queries that met their SLO.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from loadgen.errors import InputError
 from loadgen.records import Column, Records
+from loadgen.workload import Tenant
 
 Number = float | None  # None: not known, or no query to take it of
 
@@ -58,6 +59,25 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantReport:
+    """What became of one tenant's queries; definitions and units as in `Report`."""
+
+    slo_ms: float
+    rows: int
+    min_accuracy: float
+    priority: int
+    queries: int
+    answered: int
+    errors: int
+    errors_by_status: dict[str, int]
+    slo_attainment: Number
+    serving_accuracy: Number
+    latency_ms: dict[str, Number]
+    least_accuracy: Number  # of the answered that told theirs
+    floor_violations: int  # answered by less than `min_accuracy`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One run. Accuracies are percent; shares and attainment lie in [0, 1]; latencies count from intended times."""
 
@@ -66,9 +86,9 @@ class Report:
     trace: str
     rate: float | None  # asked for
     duration_s: float
-    slo_ms: float
+    slo_ms: float  # of the queries whose tenant has none of its own
     seed: int
-    rows: int  # per query
+    rows: float  # per query, the mean
     data: str
     started_at: str
     version: str
@@ -96,6 +116,12 @@ class Report:
     unsent: int  # ended by an error before they could be sent
     sender_cpu_us: float | None  # CPU of the sending process per query
     series: Series
+    tenants: dict[str, TenantReport] = field(default_factory=dict)  # empty when there is but one, without a name
+
+    @property
+    def slos_ms(self) -> list[float]:
+        """Every SLO that a query was held to."""
+        return sorted({tenant.slo_ms for tenant in self.tenants.values()}) or [self.slo_ms]
 
     def save(self, path: Path) -> None:
         """Write the report as JSON. OSError when it cannot be written."""
@@ -111,39 +137,40 @@ class Report:
         try:
             values = orjson.loads(path.read_bytes())
             values["series"] = Series(**values["series"])
+            tenants = values.get("tenants", {})  # older files have none
+            values["tenants"] = {name: TenantReport(**tenant) for name, tenant in tenants.items()}
             return cls(**values)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError("report", path, f"cannot be read: {error}") from None
 
 
 def make_report(records: Records, info: RunInfo) -> Report:
     """Do the arithmetic over the records of a run that has ended."""
+    workload = records.workload
     answered = ~np.isnan(records.done_s)
-    latency_ms = (records.done_s - records.intended_s) * 1000
-    met = answered & (np.nan_to_num(latency_ms, nan=np.inf) <= info.slo_ms)
-    lag_ms = (records.sent_s - records.intended_s) * 1000
-    queries, met_count = len(answered), int(met.sum())
-    by_status = dict(Counter(records.errors.values()).most_common())
-    labelled = records.correct_rows[met & ~np.isnan(records.correct_rows)]
-    asked = {field.name: getattr(info, field.name) for field in fields(info)}
+    latency_ms = (records.done_s - workload.intended_s) * 1000
+    met = latency_ms <= workload.slo_ms  # never of NaN
+    lag_ms = (records.sent_s - workload.intended_s) * 1000
+    queries, met_count, rows = len(answered), int(met.sum()), workload.rows
+    asked = {each.name: getattr(info, each.name) for each in fields(info)}
     return Report(
         **asked,
-        rows=records.rows,
+        rows=float(rows.mean()),
         version=_version(),
         policy=", ".join(records.policies),
         executor=", ".join(records.executors),
         queries=queries,
         answered=int(answered.sum()),
         errors=len(records.errors),
-        errors_by_status=by_status,
+        errors_by_status=_counts(records.errors.values()),
         slo_attainment=met_count / queries,
         serving_accuracy=_mean(records.accuracy[met]),
-        label_accuracy=None if EMULATED in records.executors else _mean(labelled * (100 / records.rows)),
+        label_accuracy=None if EMULATED in records.executors else _mean((records.correct_rows * 100 / rows)[met]),
         latency_ms=_quantiles(latency_ms[answered], (50, 95, 99)),
         latency_cdf_ms=_percentiles(latency_ms[answered], CDF_PERCENT),
         offered_qps=queries / info.duration_s,
         goodput_qps=met_count / info.duration_s,
-        goodput_rows_per_s=met_count * records.rows / info.duration_s,
+        goodput_rows_per_s=int(rows[met].sum()) / info.duration_s,
         deadline_met_share=_mean(records.deadline_met[answered]),
         subnets=_shares(records.subnet[answered], records.subnets),
         workers=_shares(records.worker[answered], records.workers),
@@ -153,6 +180,44 @@ def make_report(records: Records, info: RunInfo) -> Report:
         sender_lag_ms=_quantiles(lag_ms[~np.isnan(lag_ms)], (50, 99)),
         unsent=int(np.isnan(lag_ms).sum()),
         series=_series(records, met, latency_ms, info.duration_s),
+        tenants=_tenants(records, met, latency_ms),
+    )
+
+
+def _tenants(records: Records, met: NDArray[np.bool_], latency_ms: Column) -> dict[str, TenantReport]:
+    """One report per tenant, by name; none when all queries are of one without a name."""
+    workload = records.workload
+    if len(workload.tenants) == 1 and not workload.tenants[0].name:
+        return {}
+    reasons: list[list[str]] = [[] for _ in workload.tenants]
+    for query, reason in records.errors.items():
+        reasons[workload.tenant[query]].append(reason)
+    found = {}
+    for code, (tenant, errors) in enumerate(zip(workload.tenants, reasons, strict=True)):
+        own = workload.tenant == code
+        found[tenant.name] = _tenant(tenant, errors, met[own], latency_ms[own], records.accuracy[own])
+    return found
+
+
+def _tenant(
+    tenant: Tenant, errors: Sequence[str], met: NDArray[np.bool_], latency_ms: Column, accuracy: Column
+) -> TenantReport:
+    answered = ~np.isnan(latency_ms)
+    served = accuracy[answered & ~np.isnan(accuracy)]
+    return TenantReport(
+        slo_ms=tenant.slo_ms,
+        rows=tenant.rows,
+        min_accuracy=tenant.min_accuracy,
+        priority=tenant.priority,
+        queries=len(met),
+        answered=int(answered.sum()),
+        errors=len(errors),
+        errors_by_status=_counts(errors),
+        slo_attainment=_mean(met.astype(np.float64)),
+        serving_accuracy=_mean(accuracy[met]),
+        latency_ms=_quantiles(latency_ms[answered], (50, 95, 99)),
+        least_accuracy=float(served.min()) if len(served) else None,
+        floor_violations=int((served < tenant.min_accuracy).sum()),
     )
 
 
@@ -160,8 +225,8 @@ def _series(records: Records, met: NDArray[np.bool_], latency_ms: Column, durati
     """Cut the run into about 240 bins of 0.1 to 0.5 s; a run of more than an hour gets longer ones."""
     bin_s = next((bin_s for bin_s in _BIN_S if duration_s <= bin_s * _BINS), max(0.5, duration_s / 7200))
     count = max(1, int(np.ceil(duration_s / bin_s - 1e-9)))
-    edges = np.searchsorted(records.intended_s, np.arange(count + 1) * bin_s)
-    edges[-1] = len(records.intended_s)
+    edges = np.searchsorted(records.workload.intended_s, np.arange(count + 1) * bin_s)
+    edges[-1] = len(latency_ms)
     bins = [slice(first, last) for first, last in itertools.pairwise(edges.tolist())]
     widths = [min(bin_s, duration_s - k * bin_s) for k in range(count)]
     answered = ~np.isnan(latency_ms)
@@ -173,6 +238,11 @@ def _series(records: Records, met: NDArray[np.bool_], latency_ms: Column, durati
         batch_size_mean=[_mean(records.batch_size[b][answered[b]]) for b in bins],
         latency_p99_ms=[_quantiles(latency_ms[b][answered[b]], (99,))["p99"] for b in bins],
     )
+
+
+def _counts(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each reason was given, the most frequent first."""
+    return dict(Counter(reasons).most_common())
 
 
 def _mean(values: Column) -> Number:

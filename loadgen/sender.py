@@ -15,7 +15,7 @@ import os
 import re
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -44,19 +44,19 @@ class Progress:
 
 
 class Sender:
-    """Sends the queries of one run to one server; `run` is called once."""
+    """Sends the queries of one run to one server; `run` is called once. `request` gives the bytes of a query."""
 
     def __init__(
         self,
         endpoint: Endpoint,
-        requests: Sequence[bytes],
+        request: Callable[[int], bytes],
         recorder: Recorder,
         *,
         connections: int,
         timeout_s: float,
     ) -> None:
         self._endpoint = endpoint
-        self._requests = requests
+        self._request = request
         self._recorder = recorder
         self._max_connections = connections
         self._timeout_s = timeout_s
@@ -112,7 +112,7 @@ class Sender:
             self._connect_for_waiting()
 
     def _send(self, connection: Connection, query: int) -> None:
-        connection.send(query, self._requests[query % len(self._requests)])
+        connection.send(query, self._request(query))
         self._recorder.sent_s[query] = monotonic() - self._start
         self._sent += 1
         self._in_flight.append((query, connection))

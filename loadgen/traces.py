@@ -161,7 +161,7 @@ def describe(arrivals: Times, duration_s: float) -> TraceStats:
 def largest_within(arrivals: Times, window_s: float) -> int:
     """The most arrivals that any window of `window_s` seconds holds."""
     ends = np.searchsorted(arrivals, arrivals + window_s, side="right")
-    return int((ends - np.arange(len(arrivals))).max())
+    return int((ends - np.arange(len(arrivals))).max(initial=0))
 
 
 def _peak(arrivals: Times, window_s: float) -> float:

@@ -29,10 +29,25 @@ class Workload:
     tenant: NDArray[np.int32]
     tenants: tuple[Tenant, ...]
 
+    @classmethod
+    def of_one(cls, intended_s: Times, tenant: Tenant) -> Workload:
+        """Return the workload whose queries are all of one tenant."""
+        return cls(intended_s, np.zeros(len(intended_s), np.int32), (tenant,))
+
+    @property
+    def slo_ms(self) -> NDArray[np.float64]:
+        """The SLO of each query."""
+        return np.array([tenant.slo_ms for tenant in self.tenants])[self.tenant]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of each query."""
+        return np.array([tenant.rows for tenant in self.tenants])[self.tenant]
+
 
 def make_workload(
     trace: str, *, rate: float | None = None, duration_s: float, seed: int = 0, slo_ms: float = 50.0, rows: int = 1
 ) -> Workload:
     """The workload of a SPEC, whose queries have `slo_ms` and `rows`. Raises as `make_arrivals` does."""
     times = make_arrivals(trace, rate=rate, duration_s=duration_s, seed=seed)
-    return Workload(times, np.zeros(len(times), np.int32), (Tenant(slo_ms=slo_ms, rows=rows),))
+    return Workload.of_one(times, Tenant(slo_ms=slo_ms, rows=rows))

@@ -10,6 +10,7 @@ import pytest
 from loadgen.oip import Endpoint
 from loadgen.records import Recorder, Records
 from loadgen.sender import Sender
+from loadgen.workload import Tenant, Workload
 
 REPLY = b'{"outputs":[]}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(REPLY), REPLY)
@@ -41,8 +42,8 @@ async def raw_server(*pieces: bytes, close: bool = False) -> AsyncIterator[Endpo
 
 
 async def send(endpoint: Endpoint, count: int = 3) -> Records:
-    recorder = Recorder(np.zeros(count), rows=1, slo_ms=1000, labels=None)
-    sender = Sender(endpoint, [REQUEST], recorder, connections=1, timeout_s=5)
+    recorder = Recorder(Workload.of_one(np.zeros(count), Tenant(slo_ms=1000)))
+    sender = Sender(endpoint, lambda query: REQUEST, recorder, connections=1, timeout_s=5)
     await sender.run(warm=1)
     return recorder.finish()
 

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from common.tensors import decode_elements
 from loadgen.errors import InputError
 from loadgen.oip import Endpoint, ModelSpec, TensorSpec, datatype_of, parse_error
-from loadgen.payloads import Payload, load_arrays, make_payload, shipped_data
+from loadgen.payloads import Payload, load_arrays, make_payloads, shipped_data
+from loadgen.workload import Tenant, Workload
 
 ENDPOINT = Endpoint.parse("http://host:8000/base/")
 MODEL = ModelSpec("digits", (TensorSpec("image", "UINT8", (-1, 2, 2)),), (TensorSpec("label", "INT64", (-1,)),))
 
 
 def payload(data: Path | None, *, rows: int = 1, model: ModelSpec = MODEL, seed: int = 0) -> Payload:
-    return make_payload(ENDPOINT, model, rows=rows, slo_ms=50, data=data, seed=seed)
+    workload = Workload.of_one(np.zeros(1), Tenant(rows=rows))
+    return make_payloads(ENDPOINT, model, workload, data=data, seed=seed).of_tenant[0]
 
 
 def rows_of(request: bytes) -> list[int]:

@@ -11,11 +11,12 @@ from loadgen import plot
 from loadgen.errors import MissingExtraError
 from loadgen.records import Recorder
 from loadgen.report import Report, make_report
+from loadgen.workload import Tenant, Workload
 from tests.loadgen.test_report import ANSWER, INFO
 
 
 def report_of(latencies_ms: list[float | None]) -> Report:
-    recorder = Recorder(np.linspace(0, 1.9, len(latencies_ms)), rows=1, slo_ms=100, labels=None)
+    recorder = Recorder(Workload.of_one(np.linspace(0, 1.9, len(latencies_ms)), Tenant(slo_ms=100)))
     for query, latency_ms in enumerate(latencies_ms):
         if latency_ms is None:
             recorder.fail(query, "504: late")

@@ -1,9 +1,11 @@
 """The arithmetic of a report, on records made by hand."""
 
+import dataclasses
 import io
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,8 @@ from loadgen.errors import InputError
 from loadgen.records import Recorder, Records
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.table import render_table, render_trace, run_names
-from loadgen.traces import describe
+from loadgen.traces import Times, describe
+from loadgen.workload import Tenant, Workload
 
 NAN = float("nan")
 ANSWER = b'{"outputs":[],"parameters":{"accuracy":80}}'
@@ -35,12 +38,15 @@ def column(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.array(values, dtype=np.float64)
 
 
+def recorder_of(intended_s: Times, slo_ms: float) -> Recorder:
+    return Recorder(Workload.of_one(intended_s, Tenant(slo_ms=slo_ms)))
+
+
 @pytest.fixture
 def records() -> Records:
     """Five queries of two rows: in time, in time at the very limit, late, 504, and never sent."""
     return Records(
-        rows=2,
-        intended_s=column(0.0, 0.25, 1.0, 1.05, 1.5),
+        workload=Workload.of_one(column(0.0, 0.25, 1.0, 1.05, 1.5), Tenant(slo_ms=100, rows=2)),
         sent_s=column(0.001, 0.253, 1.002, 1.05, NAN),
         done_s=column(0.05, 0.35, 1.3, NAN, NAN),
         accuracy=column(80, 90, 95, NAN, NAN),
@@ -112,7 +118,7 @@ def test_the_series_bins_by_intended_time(records: Records) -> None:
 
 def test_a_long_run_has_few_bins() -> None:
     """Two hours make 7,200 bins of a second, not 14,400 of half a second."""
-    recorder = Recorder(column(0.0, 7199.9), rows=1, slo_ms=1, labels=None)
+    recorder = recorder_of(column(0.0, 7199.9), slo_ms=1)
     recorder.fail(0, "x")
     recorder.fail(1, "x")
     info = RunInfo(**{name: getattr(INFO, name) for name in INFO.__slots__} | {"duration_s": 7200.0})
@@ -122,7 +128,7 @@ def test_a_long_run_has_few_bins() -> None:
 
 def test_a_run_without_an_answer_has_no_latency() -> None:
     """All failed: attainment 0, and what cannot be known is None."""
-    recorder = Recorder(column(0.0, 0.5), rows=1, slo_ms=1, labels=None)
+    recorder = recorder_of(column(0.0, 0.5), slo_ms=1)
     for query in range(2):
         recorder.fail(query, "504: late")
     report = make_report(recorder.finish(), INFO)
@@ -134,7 +140,7 @@ def test_a_run_without_an_answer_has_no_latency() -> None:
 def test_answered_and_errors_always_add_up(outcomes: list[float | None]) -> None:
     """Whatever mix of latencies and errors: the sum holds and the recorder's live count agrees with the report."""
     intended = np.sort(np.linspace(0, 1.9, len(outcomes)))
-    recorder = Recorder(intended, rows=1, slo_ms=INFO.slo_ms, labels=None)
+    recorder = recorder_of(intended, slo_ms=INFO.slo_ms)
     for query, latency_ms in enumerate(outcomes):
         if latency_ms is None:
             recorder.fail(query, "504: late")
@@ -149,12 +155,67 @@ def test_answered_and_errors_always_add_up(outcomes: list[float | None]) -> None
 def test_answers_beyond_the_bound_of_memory_are_read_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for one body the second is read at once, and both count the same."""
     monkeypatch.setattr(records_module, "_MAX_HELD_BYTES", 1)
-    recorder = Recorder(column(0.0, 0.0), rows=1, slo_ms=1000, labels=None)
+    recorder = recorder_of(column(0.0, 0.0), slo_ms=1000)
     recorder.answer(0, 0.5, b"unread", 0)
     recorder.answer(1, 0.5, b"refused at once", 0)
     assert (recorder.answered, recorder.met, list(recorder.errors)) == (1, 1, [1])
     recorder.finish()
     assert (recorder.answered, recorder.met, list(recorder.errors)) == (0, 0, [1, 0])
+
+
+@pytest.fixture
+def tenants(records: Records) -> Records:
+    """The same five queries of two tenants: `fast` has the first and the third, `fine` the others, of one row each."""
+    fast, fine = Tenant("fast", slo_ms=40, rows=2, priority=1), Tenant("fine", slo_ms=400, min_accuracy=91)
+    codes = np.array([0, 1, 0, 1, 1], np.int32)
+    return dataclasses.replace(records, workload=Workload(records.workload.intended_s, codes, (fast, fine)))
+
+
+def test_each_query_is_held_to_the_slo_of_its_tenant(tenants: Records) -> None:
+    """Answers after 50, 100 and 300 ms: those of `fast` miss 40 ms, that of `fine` makes 400 ms with its one row."""
+    report = make_report(tenants, INFO)
+    assert report.slo_attainment == pytest.approx(1 / 5)
+    assert report.rows == pytest.approx(7 / 5)
+    assert report.goodput_rows_per_s == 0.5
+    assert report.serving_accuracy == 90
+    assert report.slos_ms == [40, 400]
+
+
+def test_each_tenant_has_its_own_figures(tenants: Records) -> None:
+    """Errors, latencies and the least accuracy are told apart; 90 % for a floor of 91 is a violation."""
+    fast, fine = make_report(tenants, INFO).tenants.values()
+    assert (fast.queries, fast.answered, fast.errors, fast.slo_attainment, fast.serving_accuracy) == (2, 2, 0, 0, None)
+    assert (fast.rows, fast.priority, fast.least_accuracy, fast.floor_violations) == (2, 1, 80, 0)
+    assert fast.latency_ms["max"] == pytest.approx(300)
+    assert (fine.queries, fine.answered, fine.errors) == (3, 1, 2)
+    assert fine.errors_by_status == {"504: deadline passed": 1, "connection: Connection refused": 1}
+    assert fine.slo_attainment == pytest.approx(1 / 3)
+    assert (fine.serving_accuracy, fine.least_accuracy, fine.floor_violations) == (90, 90, 1)
+
+
+def test_a_run_without_tenants_tells_of_none(records: Records) -> None:
+    """One tenant without a name is the run itself; with a name it is told."""
+    assert make_report(records, INFO).tenants == {}
+    named = dataclasses.replace(records, workload=Workload.of_one(records.workload.intended_s, Tenant("a")))
+    assert list(make_report(named, INFO).tenants) == ["a"]
+
+
+def test_a_tenant_without_a_query_has_no_figures(records: Records) -> None:
+    """A tenant that a short run never came to: nothing is known of it."""
+    nobody = Workload(records.workload.intended_s, np.zeros(5, np.int32), (Tenant(slo_ms=100), Tenant("late")))
+    late = make_report(dataclasses.replace(records, workload=nobody), INFO).tenants["late"]
+    assert (late.queries, late.slo_attainment, late.least_accuracy, late.latency_ms["p50"]) == (0, None, None, None)
+
+
+def test_a_report_of_tenants_survives_its_file(tenants: Records, tmp_path: Path) -> None:
+    """What is loaded equals what was saved, tenants included; a file written before there were any still loads."""
+    report = make_report(tenants, INFO)
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
+    older = orjson.loads(report.to_json())
+    del older["tenants"]
+    (tmp_path / "older.json").write_bytes(orjson.dumps(older))
+    assert Report.load(tmp_path / "older.json") == dataclasses.replace(report, tenants={})
 
 
 def test_a_report_survives_its_file(records: Records, tmp_path: Path) -> None:
