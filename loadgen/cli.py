@@ -1,4 +1,4 @@
-"""The command line: `loadgen replay`, `loadgen trace`, `loadgen compare`."""
+"""The command line: `loadgen replay`, `loadgen simulate`, `loadgen trace`, `loadgen compare`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from loadgen.errors import InputError, LoadgenError
 from loadgen.plot import plot, plot_trace, require_matplotlib
 from loadgen.replay import ReplayOptions, replay
 from loadgen.report import Report
-from loadgen.table import progress_bar, render_table, render_trace, run_names
+from loadgen.simulating import DEFAULT_POLICY, SimulateOptions, simulate_policy
+from loadgen.table import counter, progress_bar, render_table, render_trace, run_names
 from loadgen.traces import describe, make_arrivals
 
 _INTERRUPTED = 130
@@ -31,7 +32,15 @@ examples:
       --slo-ms 36 --out slackfit.json --plot slackfit.png
   loadgen replay --trace minutes:maf.csv,column=all_rows --rate 400 --duration 120
   loadgen trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 30 --plot ramp.png
+  loadgen simulate --policy foresight --policy slackfit --trace bursty:base=1500,variant=5550,cv2=8
   loadgen compare slackfit.json maxacc.json --plot both.png
+"""
+_SIMULATED = """
+examples:
+  loadgen simulate --trace bursty:base=1500,variant=5550,cv2=8
+  loadgen simulate --policy foresight --policy slackfit --policy fixed:smallest --jitter 0.1 --plot both.png \\
+      --trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 20
+  loadgen simulate --trace minutes:maf.csv --rate 6400 --duration 120 --kill worker-3@60 --join worker-7@90
 """
 
 
@@ -78,6 +87,48 @@ def _replay(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         plot([report], arguments.plot)
     _console(stderr=to_stdout).print(render_table([report]))
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    policies: list[str] = arguments.policy or [DEFAULT_POLICY]
+    if len(policies) > 1:
+        for key, path in (("out", arguments.out), ("event-log", arguments.event_log)):
+            if path is not None:
+                raise InputError(key, path, "takes one --policy")
+    _check_writable("out", arguments.out)
+    _check_writable("event-log", arguments.event_log)
+    _check_plot(arguments.plot)
+    options = SimulateOptions(
+        profile=arguments.profile,
+        workers=arguments.workers,
+        trace=arguments.trace,
+        rate=arguments.rate,
+        duration_s=arguments.duration,
+        slo_ms=arguments.slo_ms,
+        seed=arguments.seed,
+        rows=arguments.rows,
+        jitter=arguments.jitter,
+        tail=arguments.tail,
+        overhead_ms=arguments.overhead_ms,
+        hop_ms=arguments.hop_ms,
+        actuation_ms=arguments.actuation_ms,
+        kills=arguments.kill,
+        joins=arguments.join,
+        slow=arguments.slow,
+        late=arguments.late,
+        event_log=arguments.event_log,
+    )
+    with counter(Console(stderr=True)) as count:
+        reports = [simulate_policy(policy, options, count(policy)) for policy in policies]
+    to_stdout = str(arguments.out) == "-"
+    if to_stdout:
+        print(reports[0].to_json().decode())
+    elif arguments.out is not None:
+        reports[0].save(arguments.out)
+    if arguments.plot is not None:
+        plot(reports, arguments.plot, policies)
+    _console(stderr=to_stdout).print(render_table(reports, policies))
     return 0
 
 
@@ -151,6 +202,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON; - is standard output")
     run.add_argument("--plot", type=Path, metavar="FILE", help="draw the run as PNG (needs the extra `plot`)")
 
+    simulation = _command(
+        commands, "simulate", "Play a trace through the scheduler's own core on a simulated clock.",
+        _SIMULATED + "\n" + _SPECS,
+    )  # fmt: skip
+    simulation.set_defaults(run=_simulate)
+    _add_world(simulation)
+
     trace = _command(commands, "trace", "Show what a trace is like before anything is sent.", _SPECS)
     trace.set_defaults(run=_trace)
     trace.add_argument("spec", metavar="SPEC")
@@ -162,6 +220,48 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("reports", nargs="+", type=Path, metavar="FILE.json", help="what `replay --out` wrote")
     compare.add_argument("--plot", type=Path, metavar="FILE", help="draw them over each other as PNG")
     return parser
+
+
+def _add_world(parser: argparse.ArgumentParser) -> None:
+    """What `simulate` takes."""
+    parser.add_argument(
+        "--policy", action="append", metavar="SPEC",
+        help=f"repeatable: side by side; `superserve policies` lists them ({DEFAULT_POLICY})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profile", default="rtx2080ti-reconstructed", metavar="NAME|FILE", help="latencies of a worker (%(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=8, metavar="N", help="named worker-0 and so on (%(default)s)")
+    parser.add_argument("--trace", default="poisson", metavar="SPEC", help="when queries arrive (%(default)s)")
+    _add_shape(parser)
+    parser.add_argument("--slo-ms", type=float, default=36.0, metavar="MS", help="deadline of a query (%(default)g)")
+    parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows per query (%(default)s)")
+    parser.add_argument(
+        "--late", choices=("drop", "serve"), default="drop",
+        help="a query that cannot meet its deadline: reject it, or serve it all the same (%(default)s)",
+    )  # fmt: skip
+    world = parser.add_argument_group("what the world does to a batch")
+    for name, metavar, text in (
+        ("jitter", "SHARE", "it takes its median times 1 + |N(0, SHARE)|"),
+        ("tail", "SHARE", "this share of batches takes twice as long"),
+        ("overhead-ms", "MS", "added to each batch"),
+        ("hop-ms", "MS", "the way of one message between scheduler and worker, or back to the client"),
+        ("actuation-ms", "MS", "added where a worker ran another subnet before"),
+    ):
+        world.add_argument(f"--{name}", type=float, default=0.0, metavar=metavar, help=f"{text} (%(default)g)")
+    world.add_argument("--kill", action="append", default=[], metavar="NAME@S", help="a worker dies then; repeatable")
+    world.add_argument(
+        "--join", action="append", default=[], metavar="NAME@S", help="a worker is there from then on; repeatable"
+    )
+    world.add_argument(
+        "--slow", action="append", default=[], metavar="NAME@SxFACTOR",
+        help="a worker takes so many times as long from then on; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON; - is standard output")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the runs as PNG (needs the extra `plot`)")
+    parser.add_argument(
+        "--event-log", type=Path, metavar="FILE", help="write the core's events, which replay to the same commands"
+    )
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:

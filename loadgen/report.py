@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,7 @@ Number = float | None  # None: not known, or no query to take it of
 
 CDF_PERCENT = [*range(100), 99.5, 99.9, 100.0]
 EMULATED = "emulated"  # the executor that answers in a model's time without running it: its labels mean nothing
+_ROUNDING_MS = 1e-6  # times are floats: an answer at its deadline, to the microsecond, has met it
 _BIN_S = (0.1, 0.2, 0.25, 0.5)
 _BINS = 240
 
@@ -144,12 +146,26 @@ class Report:
             raise InputError("report", path, f"cannot be read: {error}") from None
 
 
+def met_slo(records: Records) -> NDArray[np.bool_]:
+    """Which queries met their SLO; one without an answer did not."""
+    within: NDArray[np.bool_] = (
+        records.done_s - records.workload.intended_s
+    ) * 1e3 <= records.workload.slo_ms + _ROUNDING_MS
+    return within
+
+
+def attained(records: Records) -> tuple[float, float]:
+    """SLO attainment, and serving accuracy in percent, NaN if no query met its SLO: a report's two headline figures."""
+    met = met_slo(records)
+    return float(met.mean()), float(records.accuracy[met].mean()) if met.any() else math.nan
+
+
 def make_report(records: Records, info: RunInfo) -> Report:
     """Do the arithmetic over the records of a run that has ended."""
     workload = records.workload
     answered = ~np.isnan(records.done_s)
     latency_ms = (records.done_s - workload.intended_s) * 1000
-    met = latency_ms <= workload.slo_ms  # never of NaN
+    met = met_slo(records)
     lag_ms = (records.sent_s - workload.intended_s) * 1000
     queries, met_count, rows = len(answered), int(met.sum()), workload.rows
     asked = {each.name: getattr(info, each.name) for each in fields(info)}

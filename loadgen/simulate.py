@@ -14,11 +14,12 @@ import heapq
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, repeat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.sched.core import NEVER, Scheduler
 from common.sched.eventlog import EventLog
@@ -37,6 +38,7 @@ from common.sched.types import (
     WorkerLost,
 )
 from loadgen.records import Column, Records
+from loadgen.report import met_slo
 from loadgen.workload import Workload
 
 MEDIAN, P95, P99 = 0.6745, 1.9600, 2.5758  # of |N(0, 1)|
@@ -161,8 +163,9 @@ class Simulation:
     def _step(self) -> None:
         """Let the next event but an arrival happen; a worker's before the core's wish to be woken at that time."""
         heap = self._heap
+        event: Event = _TICK
         if not heap or self._wake_us < heap[0][0]:
-            now_us, event = self._wake_us, _TICK
+            now_us = self._wake_us
         else:
             now_us, _, event = heapq.heappop(heap)
             if isinstance(event, BatchDone):
@@ -226,10 +229,10 @@ class Simulation:
             values[ids] = np.repeat(np.array(per_batch, np.float64), sizes)
             return values
 
+        workload = replace(workload, intended_s=_arrivals_us(workload) / 1e6)  # as the core was told
         done_s = column([one.replied_us / 1e6 for one in served])
         started_s = column([one.started_us / 1e6 for one in served])
-        due_s = workload.intended_s + np.array([t.slo_ms for t in workload.tenants])[workload.tenant] / 1e3
-        return Records(
+        records = Records(
             workload=workload,
             sent_s=workload.intended_s,
             done_s=done_s,
@@ -237,7 +240,7 @@ class Simulation:
             batch_size=column([one.batch.rows for one in served]),
             queue_ms=(started_s - workload.intended_s) * 1e3,
             inference_ms=column([(one.finished_us - one.started_us) / 1e3 for one in served]),
-            deadline_met=np.where(np.isnan(done_s), math.nan, done_s <= due_s),
+            deadline_met=np.full(len(done_s), math.nan),
             correct_rows=np.full(len(done_s), math.nan),
             subnet=column([subnets[one.batch.subnet] for one in served], 0).astype(np.int32),
             worker=column([workers[one.batch.worker] for one in served], 0).astype(np.int32),
@@ -247,6 +250,7 @@ class Simulation:
             executors=[SIMULATED],
             errors=self._rejected,
         )
+        return replace(records, deadline_met=np.where(np.isnan(done_s), math.nan, met_slo(records)))
 
 
 def simulate(
@@ -272,7 +276,7 @@ def simulate(
 
 def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
     """The queries of a workload with their arrival times, some thousands at a time; a query's id is its position."""
-    arrivals_us = (workload.intended_s * 1e6).astype(np.int64)
+    arrivals_us = _arrivals_us(workload)
     slo_us = np.array([round(tenant.slo_ms * 1e3) for tenant in workload.tenants], np.int64)
     kinds = [(tenant.rows, tenant.min_accuracy, tenant.priority) for tenant in workload.tenants]
     for first in range(0, len(arrivals_us), _CHUNK):
@@ -280,7 +284,11 @@ def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]
         tenants = workload.tenant[first : first + _CHUNK]
         times_us, deadlines_us = times.tolist(), (times + slo_us[tenants]).tolist()
         if len(kinds) == 1:
-            rest = [repeat(value) for value in kinds[0]]
+            rest: list[Iterable[float]] = [repeat(value) for value in kinds[0]]
         else:
-            rest = [iter(values) for values in zip(*(kinds[code] for code in tenants.tolist()), strict=True)]
+            rest = list(zip(*(kinds[code] for code in tenants.tolist()), strict=True))
         yield tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest)), times_us
+
+
+def _arrivals_us(workload: Workload) -> NDArray[np.int64]:
+    return (workload.intended_s * 1e6).astype(np.int64)

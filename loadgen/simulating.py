@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import time
@@ -19,6 +20,8 @@ from loadgen.profiles import load_profile
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.simulate import Conditions, simulate
 from loadgen.workload import make_workload
+
+DEFAULT_POLICY = "slackfit"  # as the scheduler's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +89,13 @@ class SimulateOptions:
         return at_us, name, value
 
 
-def simulate_policy(policy: str, options: SimulateOptions, progress: Callable[[int], None] | None = None) -> Report:
+def simulate_policy(
+    policy: str, options: SimulateOptions, progress: Callable[[int, int], None] | None = None
+) -> Report:
     """Simulate one policy. InputError for a policy, profile or trace that cannot be used.
 
-    `progress` is told how many queries have arrived. With `event_log`, the core's events are written there, to be
-    replayed by `common.sched.eventlog`.
+    `progress` is told how many queries have arrived, and of how many. With `event_log`, the core's events are written
+    there, to be replayed by `common.sched.eventlog`.
     """
     profile = load_profile(options.profile)
     workload = make_workload(
@@ -108,15 +113,14 @@ def simulate_policy(policy: str, options: SimulateOptions, progress: Callable[[i
     except PolicyError as error:
         raise InputError("policy", policy, str(error)) from None
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    queries = len(workload.intended_s)
+    count = None if progress is None else lambda arrived: progress(arrived, queries)
     cpu_s = time.thread_time()
-    if options.event_log is None:
-        records = simulate(scheduler, workload, profile, options.workers, options.conditions, progress=progress)
-    else:
-        with options.event_log.open("w") as file:
-            log = EventLog(file.write, scheduler)
-            records = simulate(
-                scheduler, workload, profile, options.workers, options.conditions, progress=progress, log=log
-            )
+    with contextlib.ExitStack() as stack:
+        log = None
+        if options.event_log is not None:
+            log = EventLog(stack.enter_context(options.event_log.open("w")).write, scheduler)
+        records = simulate(scheduler, workload, profile, options.workers, options.conditions, progress=count, log=log)
     cpu_s = time.thread_time() - cpu_s
     info = RunInfo(
         url="simulation",
@@ -128,6 +132,6 @@ def simulate_policy(policy: str, options: SimulateOptions, progress: Callable[[i
         seed=options.seed,
         data="none",
         started_at=started_at,
-        sender_cpu_us=cpu_s * 1e6 / len(workload.intended_s),
+        sender_cpu_us=cpu_s * 1e6 / queries,
     )
     return make_report(records, info)

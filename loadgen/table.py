@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -88,6 +88,19 @@ def progress_bar(console: Console) -> Iterator[Callable[[sender.Progress], None]
         yield show
 
 
+@contextmanager
+def counter(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Live lines for work that counts: call what it yields with a name, and what that gives with (done, total)."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+
+        def line(name: str) -> Callable[[int, int], None]:
+            task = bar.add_task(name, total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        yield line
+
+
 def _title(reports: Sequence[Report]) -> str:
     """What the runs have in common."""
     parts = []
@@ -135,4 +148,5 @@ _ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("batch size, mean", lambda r: _format(r.batch_size_mean, "{:.1f}")),
     ("sender lag p99, ms", lambda r: _format(r.sender_lag_ms["p99"], "{:.2f}")),
     ("executor", lambda r: r.executor or "-"),
+    ("CPU per query, us", lambda r: _format(r.sender_cpu_us, "{:.1f}")),
 )

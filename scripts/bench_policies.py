@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench_slackfit import PROFILE, ROOT, play
+from bench_slackfit import PROFILE, ROOT
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -32,8 +32,10 @@ from tqdm import tqdm
 from common.sched import Profile, Scheduler
 from common.sched.policies import PolicyError, parse_policy
 from loadgen.errors import InputError
-from loadgen.simulate import P95, P99, Conditions
+from loadgen.report import attained
+from loadgen.simulate import P95, P99, Conditions, simulate
 from loadgen.traces import make_arrivals
+from loadgen.workload import make_workload
 
 POLICIES = (
     *("foresight", "slackfit", "slackfit:quantile=median", "slackfit:quantile=p95", "slackfit:quantile=p95@p99"),
@@ -41,7 +43,7 @@ POLICIES = (
 )
 JITTERS = {"0": (0.0, 0.0), "10 %": (0.1, 0.0), "20 %": (0.2, 0.0), "hv": (0.1, 0.01)}  # jitter, tail
 OVERHEADS_US = (0, 1_000)
-WORKERS, SLO_US = 8, 36_000
+WORKERS, SLO_MS = 8, 36.0
 TARGET = 0.999
 
 
@@ -118,12 +120,12 @@ def run(asked: Run) -> Run:
     """Simulate one run."""
     profile = Profile.from_dict(json.loads(PROFILE.read_text()))
     jitter, tail = JITTERS[asked.jitter]
-    times = make_arrivals(asked.trace, rate=asked.rate, duration_s=asked.seconds, seed=asked.seed)
+    workload = make_workload(asked.trace, rate=asked.rate, duration_s=asked.seconds, seed=asked.seed, slo_ms=SLO_MS)
     conditions = Conditions(jitter=jitter, tail=tail, overhead_us=asked.overhead_us, seed=asked.seed)
     scheduler = Scheduler(parse_policy(asked.policy.removesuffix("@p99")))
     upper = P99 if asked.policy.endswith("@p99") else P95
-    report = play(scheduler, profile, conditions, times, WORKERS, SLO_US, upper)
-    return replace(asked, attainment=report.attainment, accuracy=report.accuracy)
+    attainment, accuracy = attained(simulate(scheduler, workload, profile, WORKERS, conditions, upper=upper))
+    return replace(asked, attainment=attainment, accuracy=accuracy)
 
 
 def _case(one: Run) -> tuple[str, str, int, int]:

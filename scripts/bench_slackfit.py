@@ -14,9 +14,6 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from common.sched import (
     Arrived,
     BatchDone,
@@ -28,8 +25,9 @@ from common.sched import (
     WorkerHello,
 )
 from common.sched.policies import parse_policy
-from loadgen.simulate import P95, Conditions, Report, Simulation
-from loadgen.traces import make_arrivals
+from loadgen.report import attained
+from loadgen.simulate import Conditions, simulate
+from loadgen.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = ROOT / "services/worker/profiles/rtx2080ti-reconstructed.json"
@@ -83,7 +81,7 @@ def main() -> None:
     for spec in args.policy or VARIANTS:
         for jitter in args.jitter or [0.0, 0.1]:
             runs = [
-                simulate(spec, profile, trace, jitter, seed, args)
+                run(spec, profile, trace, jitter, seed, args)
                 for trace in args.trace or TRACES
                 for seed in range(args.seeds)
             ]
@@ -91,35 +89,16 @@ def main() -> None:
             print(f"{spec:36} {jitter:6g}  {attainment:28} {accuracy}", flush=True)
 
 
-def simulate(
+def run(
     spec: str, profile: Profile, trace: str, jitter: float, seed: int, args: argparse.Namespace
 ) -> tuple[float, float]:
     """Return attainment and mean accuracy of one run. Workers announce the profile that they would measure."""
-    times = make_arrivals(trace, rate=args.rate, duration_s=args.seconds, seed=seed)
+    workload = make_workload(trace, rate=args.rate, duration_s=args.seconds, seed=seed, slo_ms=args.slo_ms)
     conditions = Conditions(jitter=jitter, overhead_us=args.overhead_us, hop_us=args.hop_us, seed=seed)
     options = SchedulerOptions(
         reply_margin_us=args.hop_us, max_in_flight=args.max_in_flight, start_quantile=args.start_quantile
     )
-    report = play(
-        Scheduler(parse_policy(spec), options), profile, conditions, times, args.workers, round(args.slo_ms * 1000)
-    )
-    return report.attainment, report.accuracy
-
-
-def play(
-    scheduler: Scheduler,
-    profile: Profile,
-    conditions: Conditions,
-    times: NDArray[np.float64],
-    workers: int,
-    slo_us: int,
-    upper: float = P95,
-) -> Report:
-    """Simulate queries that arrive at `times`, in seconds; like workers announce what they would measure, see there."""
-    queries = [Query(i, at_us, at_us + slo_us) for i, at_us in enumerate((times * 1e6).astype(int).tolist())]
-    alike = dict.fromkeys((f"worker-{i}" for i in range(workers)), profile)
-    announced = dict.fromkeys(alike, conditions.measured(profile, upper))
-    return Simulation(scheduler, alike, conditions, announced).run(queries)
+    return attained(simulate(Scheduler(parse_policy(spec), options), workload, profile, args.workers, conditions))
 
 
 def spread(values: list[float], digits: int) -> str:
