@@ -1,0 +1,177 @@
+"""One simulation of the evaluation, what came of it, and many of them on every core."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+from common.sched.core import Scheduler
+from common.sched.options import SchedulerOptions
+from common.sched.policies import parse_policy
+from common.sched.profile import Profile
+from loadgen.bounds import Bound, fluid
+from loadgen.profiles import load_profile
+from loadgen.report import Report, RunInfo, make_report
+from loadgen.simulate import P95, Conditions, simulate
+from loadgen.workload import Workload, make_workload
+
+Late = Literal["drop", "serve"]
+
+CNN = "rtx2080ti-reconstructed"
+TRANSFORMER = "rtx2080ti-dynabert-derived"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """A trace, the workers it meets and what happens to them: everything but the policy."""
+
+    trace: str  # a SPEC, see `loadgen.spec`
+    duration_s: float
+    rate: float | None = None
+    slo_ms: float = 36.0
+    seed: int = 0
+    profile: str = CNN
+    workers: int = 8
+    conditions: Conditions = Conditions()
+    upper: float = P95  # what workers announce as their p95, see `Conditions.measured`
+
+    def workload(self) -> Workload:
+        """Make the queries."""
+        return make_workload(
+            self.trace, rate=self.rate, duration_s=self.duration_s, seed=self.seed, slo_ms=self.slo_ms
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A policy in a world, and what it does with a query that cannot meet its deadline."""
+
+    world: World
+    policy: str
+    late: Late = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a case."""
+
+    case: Case
+    report: Report
+
+    @property
+    def attainment(self) -> float:
+        """SLO attainment."""
+        return self.report.slo_attainment
+
+    @property
+    def accuracy(self) -> float:
+        """Serving accuracy in percent, NaN if no query met its SLO."""
+        return math.nan if self.report.serving_accuracy is None else self.report.serving_accuracy
+
+    @property
+    def misses(self) -> int:
+        """Queries that did not meet their SLO."""
+        return round((1 - self.attainment) * self.report.queries)
+
+    def share(self, bound: Bound) -> float:
+        """Accuracy summed over the queries that met their SLO, the paper's objective, over its upper bound."""
+        return self.attainment * self.report.queries * (self.accuracy if self.attainment else 0.0) / bound.utility
+
+
+def run_case(case: Case) -> Result:
+    """Simulate one case."""
+    world = case.world
+    scheduler = Scheduler(
+        parse_policy(case.policy), SchedulerOptions(late=case.late, reply_margin_us=world.conditions.hop_us)
+    )
+    workload = world.workload()
+    records = simulate(
+        scheduler, workload, _profile(world.profile), world.workers, world.conditions, upper=world.upper
+    )
+    info = RunInfo(
+        url="simulation",
+        model=world.profile,
+        trace=world.trace,
+        rate=world.rate,
+        duration_s=world.duration_s,
+        slo_ms=world.slo_ms,
+        seed=world.seed,
+        data="none",
+        started_at="",
+    )
+    return Result(case, make_report(records, info))
+
+
+def run_bound(world: World) -> Bound:
+    """The fluid upper bound of a world, whose workers all live all the time."""
+    conditions = world.conditions
+    return fluid(
+        world.workload(),
+        [_profile(world.profile)] * world.workers,
+        overhead_us=conditions.overhead_us,
+        jitter=conditions.jitter,
+        tail=conditions.tail,
+    )
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that was run, looked up by what was asked."""
+
+    cases: dict[Case, Result]
+    bounds: dict[World, Bound]
+
+    def of(self, world: World, policy: str, late: Late = "drop") -> Result:
+        """The result of a case that was asked for."""
+        return self.cases[Case(world=world, policy=policy, late=late)]
+
+    def share(self, result: Result) -> float:
+        """A result as a share of the optimum's upper bound."""
+        return result.share(self.bounds[bound_world(result.case.world)])
+
+
+def bound_world(world: World) -> World:
+    """The world that bounds this one: without what can only cost (hops, actuation, deaths, slow or late workers)."""
+    kept = world.conditions
+    return replace(world, conditions=Conditions(jitter=kept.jitter, tail=kept.tail, overhead_us=kept.overhead_us))
+
+
+def run_all(cases: Iterable[Case], progress: Callable[[int, int], None]) -> Results:
+    """Run cases, each once, and the bounds of their worlds, on every core. Progress is told (done, total)."""
+    wanted = list(dict.fromkeys(cases))
+    worlds = list(dict.fromkeys(bound_world(case.world) for case in wanted))
+    # The longest first, so that no core idles at the end.
+    wanted.sort(key=lambda case: -case.world.duration_s * (case.world.rate or 5_000))
+    results = Results({}, {})
+    total = len(wanted) + len(worlds)
+    progress(0, total)
+    with _pool() as pool:
+        for done, (key, value) in enumerate(pool.imap_unordered(_run, [*worlds, *wanted]), start=1):
+            if isinstance(value, Result):
+                results.cases[value.case] = value
+            else:
+                results.bounds[key] = value
+            progress(done, total)
+    return results
+
+
+@contextmanager
+def _pool() -> Iterator[multiprocessing.pool.Pool]:
+    """Processes to run in, one per core; started afresh, so that no thread of this one is copied."""
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        yield pool
+
+
+@lru_cache
+def _profile(name: str) -> Profile:
+    return load_profile(name)
+
+
+def _run(key: Case | World) -> tuple[Case | World, Result | Bound]:
+    return key, run_case(key) if isinstance(key, Case) else run_bound(key)
