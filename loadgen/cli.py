@@ -16,7 +16,8 @@ from loadgen.plot import plot, plot_trace, require_matplotlib
 from loadgen.replay import ReplayOptions, replay
 from loadgen.report import Report
 from loadgen.table import progress_bar, render_table, render_trace, run_names
-from loadgen.traces import describe, make_arrivals
+from loadgen.traces import describe, make_parts
+from loadgen.workload import merge
 
 _INTERRUPTED = 130
 _SPECS = f"a SPEC is one of:\n\n{(spec.__doc__ or '').partition(chr(10) * 2)[2]}"
@@ -83,11 +84,12 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _trace(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
-    arrivals = make_arrivals(arguments.spec, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
-    stats = describe(arrivals, arguments.duration)
+    parts = make_parts(arguments.spec, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
+    workload = merge(parts)
+    stats = describe(workload.intended_s, arguments.duration)
     if arguments.plot is not None:
-        plot_trace(arrivals, stats, arguments.spec, arguments.plot)
-    _console().print(render_trace(arrivals, stats))
+        plot_trace(parts, stats, arguments.spec, arguments.plot)
+    _console().print(render_trace(parts, workload, stats))
     return 0
 
 

@@ -8,7 +8,7 @@ exponential or gamma) is laid over the cumulative number of expected arrivals, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from loadgen.trace_files import read_minutes, read_timestamps
 Times = NDArray[np.float64]
 
 MAX_QUERIES = 20_000_000  # 160 MB of offsets: more is a typing error
+WINDOWS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the index of dispersion
+_FEWEST_WINDOWS = 10  # that a variance is taken of
 
 
 def make_arrivals(trace: str, *, rate: float | None = None, duration_s: float, seed: int = 0) -> Times:
@@ -207,6 +209,7 @@ class TraceStats:
     peak_second_qps: float
     peak_100ms_qps: float
     gap_cv: float  # standard deviation of the inter-arrival gaps over their mean
+    dispersion: Mapping[float, float]  # window in seconds: variance over mean of the counts within
 
     @property
     def peak_to_mean(self) -> float:
@@ -225,7 +228,20 @@ def describe(arrivals: Times, duration_s: float) -> TraceStats:
         peak_second_qps=_peak(arrivals, min(1.0, duration_s)),
         peak_100ms_qps=_peak(arrivals, min(0.1, duration_s)),
         gap_cv=float(gaps.std()) / gap_mean if gap_mean > 0 else 0.0,
+        dispersion={
+            window_s: _dispersion(arrivals, window_s, int(duration_s / window_s + 1e-9))
+            for window_s in WINDOWS_S
+            if window_s * _FEWEST_WINDOWS <= duration_s
+        },
     )
+
+
+def _dispersion(arrivals: Times, window_s: float, windows: int) -> float:
+    """Variance over mean of the counts in `windows` windows side by side: 0 even, 1 Poisson, more for bursts."""
+    window = window_of(arrivals, window_s)
+    _, counts = np.unique(window[window < windows], return_counts=True)  # of those that hold any
+    mean = int(counts.sum()) / windows
+    return max(0.0, float((counts**2).sum()) / windows / mean - mean) if mean else 0.0
 
 
 def largest_within(arrivals: Times, window_s: float) -> int:
@@ -236,5 +252,9 @@ def largest_within(arrivals: Times, window_s: float) -> int:
 
 def _peak(arrivals: Times, window_s: float) -> float:
     """The highest rate over windows of `window_s` laid side by side."""
-    windows = (arrivals / window_s + 1e-9).astype(np.int64)  # an arrival on an edge belongs to the later window
-    return float(np.bincount(windows).max()) / window_s
+    return float(np.bincount(window_of(arrivals, window_s)).max()) / window_s
+
+
+def window_of(arrivals: Times, window_s: float) -> NDArray[np.int64]:
+    """The number of the window that each arrival falls into, of those laid side by side; one on an edge belongs to the later window."""
+    return (arrivals / window_s + 1e-9).astype(np.int64)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loadgen.errors import InputError
 from loadgen.spec import Component
-from loadgen.traces import Times, make_parts
+from loadgen.traces import Part, Times, make_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,13 @@ def make_workload(
 ) -> Workload:
     """The workload of a SPEC; `slo_ms` and `rows` are those of tenants that have none of their own.
 
-    Raises as `make_parts` does, and InputError when components of one tenant differ in a key.
+    Raises as `make_parts` does, and an InputError when components of one tenant differ in a key.
     """
-    parts = make_parts(trace, rate=rate, duration_s=duration_s, seed=seed)
+    return merge(make_parts(trace, rate=rate, duration_s=duration_s, seed=seed), slo_ms=slo_ms, rows=rows)
+
+
+def merge(parts: Sequence[Part], *, slo_ms: float = 50.0, rows: int = 1) -> Workload:
+    """The workload of a SPEC's parts, as `make_workload` makes it."""
     tenants = _tenants([part.component for part in parts], slo_ms, rows)
     code = {tenant.name: position for position, tenant in enumerate(tenants)}
     times = np.concatenate([part.times for part in parts])

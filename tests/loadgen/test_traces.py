@@ -341,6 +341,25 @@ def test_a_trace_is_described_by_rate_peaks_and_cv() -> None:
     assert stats.gap_cv == pytest.approx(np.diff(times).std() / np.diff(times).mean())
 
 
+def test_dispersion_is_variance_over_mean_of_the_counts() -> None:
+    """Windows of 1 s hold 2, 0, 1, ... of ten; the rest of the run that fills no window does not count."""
+    times = np.concatenate(([0.0, 0.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], np.linspace(10, 10.4, 30)))
+    counts = np.array([2, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+    assert describe(times, 10.5).dispersion[1.0] == pytest.approx(counts.var() / counts.mean())
+    assert 1.0 not in describe(times[times < 9], 9.0).dispersion
+
+
+def test_dispersion_tells_burstiness() -> None:
+    """Over 200 s: Poisson is 1 in every window, gamma gaps come near their CV^2 in long ones, even arrivals have none."""
+    found = {
+        kind: describe(make_arrivals(kind, rate=1000, duration_s=200, seed=1), 200.0).dispersion
+        for kind in ("constant", "poisson", "bursty:base=0,variant=1,cv2=8")
+    }
+    assert found["constant"][0.01] == pytest.approx(0)
+    np.testing.assert_allclose(list(found["poisson"].values()), 1, atol=0.35)
+    assert found["bursty:base=0,variant=1,cv2=8"][0.1] == pytest.approx(8, rel=0.15)
+
+
 def test_the_largest_window_counts_its_arrivals() -> None:
     """Of offsets 0, 1, 2, 2.5 and 9 a window of 1.5 s holds at most three."""
     assert largest_within(np.array([0, 1, 2, 2.5, 9]), 1.5) == 3
