@@ -85,11 +85,10 @@ def _replay(arguments: argparse.Namespace) -> int:
 def _trace(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
     parts = make_parts(arguments.spec, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
-    workload = merge(parts)
-    stats = describe(workload.intended_s, arguments.duration)
+    stats = describe(merge(parts).intended_s, arguments.duration)
     if arguments.plot is not None:
         plot_trace(parts, stats, arguments.spec, arguments.plot)
-    _console().print(render_trace(parts, workload, stats))
+    _console().print(render_trace(parts, stats))
     return 0
 
 

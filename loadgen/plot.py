@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from loadgen.errors import MissingExtraError
 from loadgen.report import CDF_PERCENT, Number, Report
 from loadgen.spec import split_spec
-from loadgen.table import part_names, run_names, slo_text, tenant_name
+from loadgen.table import part_names, run_names, slo_text
 from loadgen.traces import Part, Times, TraceStats, window_of
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LEFT, _RIGHT = 0.06, 0.985  # of the figure's width
 _LINES = ("-", "--", "-.", ":")
-_GREY = "#666666"
+_GREY, _LIGHT_GREY = "#666666", "#a0a0a0"
 _RATE_BINS = 300
 _MOST_LAYERS = 7
-_TITLE_LENGTH = 100
+_LEGEND_COLUMNS = 4
+_TITLE_LENGTH = 95
 _LEAST_DISPERSION = 0.01  # below that a trace is even, and a logarithm has no 0
 _STYLE: Any = {
     "font.size": 9,
@@ -81,34 +82,35 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
 def plot_trace(parts: Sequence[Part], stats: TraceStats, trace: str, path: Path) -> None:
     """Draw a trace: who sends when, the distribution of its gaps, and its burstiness. Raises as `plot` does."""
     with _style():
-        figure = _figure(11, 6.8, top=0.95)
+        layers = _layers(parts)
+        legend_rows = math.ceil((len(layers) + 1) / _LEGEND_COLUMNS) if len(layers) > 1 else 0
+        figure = _figure(11, 6.8, top=0.75 + 0.2 * legend_rows)
         grid = figure.add_gridspec(2, 2, hspace=0.42, wspace=0.16)
         arrivals = np.sort(np.concatenate([part.times for part in parts]))
-        _draw_parts(figure.add_subplot(grid[0, :]), parts, stats)
+        _draw_parts(figure.add_subplot(grid[0, :]), layers, stats)
         _draw_gaps(figure.add_subplot(grid[1, 0]), arrivals, stats)
         _draw_dispersion(figure.add_subplot(grid[1, 1]), stats)
         _save(figure, path, _short(trace))
 
 
-def _draw_parts(axes: Axes, parts: Sequence[Part], stats: TraceStats) -> None:
+def _draw_parts(axes: Axes, layers: Mapping[str, Times], stats: TraceStats) -> None:
     """The rate over time, what each part sends on top of the others."""
     bin_s = _round_up(stats.duration_s / _RATE_BINS)
     axes.set_title(
         f"Arrivals, q/s by {bin_s * 1000:g} ms (mean {stats.mean_qps:,.0f}, peak second {stats.peak_second_qps:,.0f})"
     )
-    layers = _layers(parts)
     edges = np.append(np.arange(math.ceil(stats.duration_s / bin_s - 1e-9)) * bin_s, stats.duration_s)
     below = np.zeros(len(edges) - 1)
-    for position, (name, times) in enumerate(layers.items()):
+    for colour, (name, times) in zip((*_COLOURS[:-1], _LIGHT_GREY), layers.items(), strict=False):
         above = below + np.bincount(window_of(times, bin_s), minlength=len(below))[: len(below)] / np.diff(edges)
-        axes.stairs(above, edges, baseline=below, fill=True, color=_COLOURS[position], alpha=0.85, label=name)
+        axes.stairs(above, edges, baseline=below, fill=True, color=colour, alpha=0.85, label=name)
         below = above
     axes.axhline(stats.mean_qps, color=_GREY, linewidth=1, linestyle="--", label="mean of all")
     axes.set_xlabel("time, s")
     axes.set_xlim(0, stats.duration_s)
     axes.set_ylim(0, float(below.max()) * 1.05)
     if len(layers) > 1:
-        axes.legend(loc="lower right", ncols=4, bbox_to_anchor=(1.005, 0.98), handlelength=1.4)
+        axes.legend(loc="lower left", ncols=_LEGEND_COLUMNS, bbox_to_anchor=(-0.01, 1.05), handlelength=1.4)
 
 
 def _round_up(value: float) -> float:
@@ -123,7 +125,7 @@ def _layers(parts: Sequence[Part]) -> dict[str, Times]:
     if len(layers) > _MOST_LAYERS:
         tenants: dict[str, list[Times]] = {}
         for part in parts:
-            tenants.setdefault(tenant_name(part.component.tenant), []).append(part.times)
+            tenants.setdefault(part.component.tenant or "no tenant", []).append(part.times)
         layers = {name: np.concatenate(times) for name, times in tenants.items()}
     if len(layers) > _MOST_LAYERS:
         order = sorted(layers, key=lambda name: -len(layers[name]))
@@ -157,6 +159,8 @@ def _draw_gaps(axes: Axes, arrivals: Times, stats: TraceStats) -> None:
 
 def _draw_dispersion(axes: Axes, stats: TraceStats) -> None:
     """Variance over mean of the counts, by the length of the window: bursts longer than a window stand out of 1."""
+    from matplotlib.ticker import NullFormatter
+
     axes.set_title("Index of dispersion of counts")
     axes.set_xlabel("window, ms (log scale)")
     axes.set_ylabel("variance / mean (log scale)")
@@ -167,9 +171,10 @@ def _draw_dispersion(axes: Axes, stats: TraceStats) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.9, 1100)
-    axes.set_ylim(min([0.5, *(values * 0.7)]), max([2.0, *(values * 1.4)]))
+    axes.set_ylim(min([0.7, *(values * 0.7)]), max([12.0, *(values * 1.4)]))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="best")
 
 

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from loadgen.report import Number, Report, TenantReport
 from loadgen.traces import Part, TraceStats
-from loadgen.workload import Tenant, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,8 +81,11 @@ def _numbered(names: Sequence[str]) -> list[str]:
     ]
 
 
-def render_trace(parts: Sequence[Part], workload: Workload, stats: TraceStats) -> RenderableType:
+def render_trace(parts: Sequence[Part], stats: TraceStats) -> RenderableType:
     """What a trace is like: its numbers, what each part sends, and its rate over time as a line of bars."""
+    tenants: dict[str, dict[str, float]] = {}
+    for part in parts:
+        tenants.setdefault(part.component.tenant, {}).update(part.component.settings)
     table = Table(show_header=False, box=None)
     for label, value in (
         ("queries", f"{stats.queries:,}"),
@@ -94,10 +96,14 @@ def render_trace(parts: Sequence[Part], workload: Workload, stats: TraceStats) -
         ("CV of the gaps", f"{stats.gap_cv:.2f} (0 even, 1 Poisson)"),
         ("dispersion of counts", _dispersion(stats)),
         *(zip(part_names(parts), _shares(parts, stats), strict=True) if len(parts) > 1 else ()),
-        *((tenant_name(tenant.name), _terms(tenant)) for tenant in workload.tenants if tenant.name),
+        *(
+            (tenant_name(name), ", ".join(f"{key} {value:g}" for key, value in settings.items()))
+            for name, settings in tenants.items()
+            if settings
+        ),
     ):
         table.add_row(label, value)
-    counts, _ = np.histogram(workload.intended_s, bins=60, range=(0, stats.duration_s))
+    counts, _ = np.histogram(np.concatenate([part.times for part in parts]), bins=60, range=(0, stats.duration_s))
     heights = np.minimum(counts * len(_BARS) // max(1, int(counts.max())), len(_BARS) - 1)
     return Group(table, Text("".join(_BARS[height] for height in heights)))
 
@@ -115,11 +121,6 @@ def _shares(parts: Sequence[Part], stats: TraceStats) -> Iterator[str]:
     for part in parts:
         queries = len(part.times)
         yield f"{queries:,} queries, {queries / stats.duration_s:,.1f} q/s, {queries / stats.queries:.1%} of all"
-
-
-def _terms(tenant: Tenant) -> str:
-    floor = f", at least {tenant.min_accuracy:g} %" if tenant.min_accuracy else ""
-    return f"SLO {tenant.slo_ms:g} ms, rows {tenant.rows}, priority {tenant.priority}{floor}"
 
 
 @contextmanager

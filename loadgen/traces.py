@@ -256,5 +256,5 @@ def _peak(arrivals: Times, window_s: float) -> float:
 
 
 def window_of(arrivals: Times, window_s: float) -> NDArray[np.int64]:
-    """The number of the window that each arrival falls into, of those laid side by side; one on an edge belongs to the later window."""
+    """The number of each arrival's window, of those laid side by side; one on an edge belongs to the later window."""
     return (arrivals / window_s + 1e-9).astype(np.int64)

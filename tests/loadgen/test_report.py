@@ -263,8 +263,7 @@ def test_tenants_stand_side_by_side(tenants: Records, records: Records) -> None:
 
 def shown_trace(spec: str, duration_s: float) -> str:
     parts = make_parts(spec, duration_s=duration_s)
-    workload = merge(parts)
-    return shown(render_trace(parts, workload, describe(workload.intended_s, duration_s)))
+    return shown(render_trace(parts, describe(merge(parts).intended_s, duration_s)))
 
 
 def test_a_trace_is_shown_with_its_numbers() -> None:
@@ -276,10 +275,10 @@ def test_a_trace_is_shown_with_its_numbers() -> None:
 
 
 def test_a_mix_is_shown_by_its_parts_and_tenants() -> None:
-    """Two parts of the same kind are told apart, and each tenant's terms are there."""
+    """Two parts of the same kind are told apart, and what a tenant's queries have of their own is there."""
     text = shown_trace(
         "constant:rate=10+constant:rate=10+constant:rate=40,from=1,to=2,tenant=a,slo_ms=9,min_accuracy=77", 2.0
     )
     for part in ("constant #1", "constant #2", "a: constant 1 s to 2 s", "40 queries, 20.0 q/s, 50.0% of all"):
         assert part in text
-    assert re.search(r"tenant a +SLO 9 ms, rows 1, priority 0, at least 77 %", text)
+    assert re.search(r"tenant a +slo_ms 9, min_accuracy 77", text)

@@ -350,7 +350,7 @@ def test_dispersion_is_variance_over_mean_of_the_counts() -> None:
 
 
 def test_dispersion_tells_burstiness() -> None:
-    """Over 200 s: Poisson is 1 in every window, gamma gaps come near their CV^2 in long ones, even arrivals have none."""
+    """Over 200 s: Poisson is 1 in every window, gamma gaps come near their CV^2 in long ones, even ones are 0."""
     found = {
         kind: describe(make_arrivals(kind, rate=1000, duration_s=200, seed=1), 200.0).dispersion
         for kind in ("constant", "poisson", "bursty:base=0,variant=1,cv2=8")
