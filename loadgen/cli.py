@@ -17,7 +17,8 @@ from loadgen.replay import ReplayOptions, replay
 from loadgen.report import Report
 from loadgen.simulating import DEFAULT_POLICY, SimulateOptions, simulate_policy
 from loadgen.table import counter, progress_bar, render_table, render_trace, run_names
-from loadgen.traces import describe, make_arrivals
+from loadgen.traces import describe, make_parts
+from loadgen.workload import merge
 
 _INTERRUPTED = 130
 _SPECS = f"a SPEC is one of:\n\n{(spec.__doc__ or '').partition(chr(10) * 2)[2]}"
@@ -134,11 +135,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 def _trace(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
-    arrivals = make_arrivals(arguments.spec, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
-    stats = describe(arrivals, arguments.duration)
+    parts = make_parts(arguments.spec, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
+    stats = describe(merge(parts).intended_s, arguments.duration)
     if arguments.plot is not None:
-        plot_trace(arrivals, stats, arguments.spec, arguments.plot)
-    _console().print(render_trace(arrivals, stats))
+        plot_trace(parts, stats, arguments.spec, arguments.plot)
+    _console().print(render_trace(parts, stats))
     return 0
 
 

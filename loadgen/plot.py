@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import numpy as np
 
 from loadgen.errors import MissingExtraError
 from loadgen.report import CDF_PERCENT, Number, Report
-from loadgen.table import run_names
-from loadgen.traces import Times, TraceStats
+from loadgen.spec import split_spec
+from loadgen.table import part_names, run_names, slo_text
+from loadgen.traces import Part, Times, TraceStats, window_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LEFT, _RIGHT = 0.06, 0.985  # of the figure's width
 _LINES = ("-", "--", "-.", ":")
-_GREY = "#666666"
+_GREY, _LIGHT_GREY = "#666666", "#a0a0a0"
+_RATE_BINS = 300
+_MOST_LAYERS = 7
+_LEGEND_COLUMNS = 4
+_TITLE_LENGTH = 95
+_LEAST_DISPERSION = 0.01  # below that a trace is even, and a logarithm has no 0
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -72,29 +79,103 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
         _save(figure, path, _title(reports))
 
 
-def plot_trace(arrivals: Times, stats: TraceStats, trace: str, path: Path) -> None:
-    """Draw a trace: its rate over time and the distribution of its gaps. Raises as `plot` does."""
+def plot_trace(parts: Sequence[Part], stats: TraceStats, trace: str, path: Path) -> None:
+    """Draw a trace: who sends when, the distribution of its gaps, and its burstiness. Raises as `plot` does."""
     with _style():
-        figure = _figure(11, 3.6)
-        grid = figure.add_gridspec(1, 2, width_ratios=(1.8, 1), wspace=0.2)
-        rate = figure.add_subplot(grid[0])
-        counts, edges = np.histogram(arrivals, bins=300, range=(0, stats.duration_s))
-        rate.stairs(counts / np.diff(edges), edges, fill=True, color=_COLOURS[0], alpha=0.85)
-        rate.axhline(stats.mean_qps, color=_GREY, linewidth=1, linestyle="--")
-        rate.set_title(f"Arrivals, q/s (mean {stats.mean_qps:,.0f}, peak second {stats.peak_second_qps:,.0f})")
-        rate.set_xlabel("time, s")
-        rate.set_xlim(0, stats.duration_s)
-        rate.set_ylim(bottom=0)
-        gaps = figure.add_subplot(grid[1])
-        widths_ms = np.sort(np.diff(arrivals)) * 1000
-        gaps.plot(widths_ms, np.linspace(0, 1, len(widths_ms)), color=_COLOURS[0], linewidth=1.6)
-        gaps.set_title(f"Gaps between arrivals (CV {stats.gap_cv:.2f})")
-        gaps.set_xlabel("gap, ms")
-        gaps.set_ylabel("share at most that long")
-        if len(widths_ms) and widths_ms[-1] > 0:
-            gaps.set_xscale("symlog", linthresh=max(float(np.median(widths_ms)) / 10, 1e-4))
-            gaps.set_xlim(left=0)
+        layers = _layers(parts)
+        legend_rows = math.ceil((len(layers) + 1) / _LEGEND_COLUMNS) if len(layers) > 1 else 0
+        figure = _figure(11, 6.8, top=0.75 + 0.2 * legend_rows)
+        grid = figure.add_gridspec(2, 2, hspace=0.42, wspace=0.16)
+        arrivals = np.sort(np.concatenate([part.times for part in parts]))
+        _draw_parts(figure.add_subplot(grid[0, :]), layers, stats)
+        _draw_gaps(figure.add_subplot(grid[1, 0]), arrivals, stats)
+        _draw_dispersion(figure.add_subplot(grid[1, 1]), stats)
         _save(figure, path, _short(trace))
+
+
+def _draw_parts(axes: Axes, layers: Mapping[str, Times], stats: TraceStats) -> None:
+    """The rate over time, what each part sends on top of the others."""
+    bin_s = _round_up(stats.duration_s / _RATE_BINS)
+    axes.set_title(
+        f"Arrivals, q/s by {bin_s * 1000:g} ms (mean {stats.mean_qps:,.0f}, peak second {stats.peak_second_qps:,.0f})"
+    )
+    edges = np.append(np.arange(math.ceil(stats.duration_s / bin_s - 1e-9)) * bin_s, stats.duration_s)
+    below = np.zeros(len(edges) - 1)
+    for colour, (name, times) in zip((*_COLOURS[:-1], _LIGHT_GREY), layers.items(), strict=False):
+        above = below + np.bincount(window_of(times, bin_s), minlength=len(below))[: len(below)] / np.diff(edges)
+        axes.stairs(above, edges, baseline=below, fill=True, color=colour, alpha=0.85, label=name)
+        below = above
+    axes.axhline(stats.mean_qps, color=_GREY, linewidth=1, linestyle="--", label="mean of all")
+    axes.set_xlabel("time, s")
+    axes.set_xlim(0, stats.duration_s)
+    axes.set_ylim(0, float(below.max()) * 1.05)
+    if len(layers) > 1:
+        axes.legend(loc="lower left", ncols=_LEGEND_COLUMNS, bbox_to_anchor=(-0.01, 1.05), handlelength=1.4)
+
+
+def _round_up(value: float) -> float:
+    """The next 1, 2 or 5 of a power of ten: evenly spaced arrivals then fill bins evenly."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
+
+
+def _layers(parts: Sequence[Part]) -> dict[str, Times]:
+    """What is told apart in a plot: the parts; the tenants when those are too many; the largest and the others."""
+    layers = dict(zip(part_names(parts), (part.times for part in parts), strict=True))
+    if len(layers) > _MOST_LAYERS:
+        tenants: dict[str, list[Times]] = {}
+        for part in parts:
+            tenants.setdefault(part.component.tenant or "no tenant", []).append(part.times)
+        layers = {name: np.concatenate(times) for name, times in tenants.items()}
+    if len(layers) > _MOST_LAYERS:
+        order = sorted(layers, key=lambda name: -len(layers[name]))
+        kept, rest = order[: _MOST_LAYERS - 1], order[_MOST_LAYERS - 1 :]
+        layers = {name: layers[name] for name in kept} | {
+            f"{len(rest)} others": np.concatenate([layers[name] for name in rest])
+        }
+    return layers
+
+
+def _draw_gaps(axes: Axes, arrivals: Times, stats: TraceStats) -> None:
+    """How long the gaps are, beside a Poisson process of the same mean."""
+    axes.set_title(f"Gaps between arrivals (CV {stats.gap_cv:.2f})")
+    axes.set_xlabel("gap, ms (log scale)")
+    axes.set_ylabel("share at most that long")
+    axes.set_ylim(0, 1.02)
+    gaps_ms = np.sort(np.diff(arrivals)) * 1000
+    if len(gaps_ms) and gaps_ms[-1] > 0:
+        mean = float(gaps_ms.mean())
+        least = max(mean / 1000, 1e-4)  # shorter ones are drawn at the left edge
+        axes.plot(
+            np.maximum(gaps_ms, least), np.arange(1, len(gaps_ms) + 1) / len(gaps_ms), color=_COLOURS[0], linewidth=1.6
+        )
+        times = np.geomspace(least, max(float(gaps_ms[-1]), 7 * mean), 200)
+        axes.plot(times, -np.expm1(-times / mean), color=_GREY, linewidth=1, linestyle="--", label="Poisson")
+        axes.set_xscale("log")
+        axes.set_xlim(times[0], times[-1])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend(loc="upper left")
+
+
+def _draw_dispersion(axes: Axes, stats: TraceStats) -> None:
+    """Variance over mean of the counts, by the length of the window: bursts longer than a window stand out of 1."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.set_title("Index of dispersion of counts")
+    axes.set_xlabel("window, ms (log scale)")
+    axes.set_ylabel("variance / mean (log scale)")
+    windows_ms = [window_s * 1000 for window_s in stats.dispersion]
+    values = np.maximum(list(stats.dispersion.values()), _LEAST_DISPERSION)
+    axes.axhline(1, color=_GREY, linewidth=1, linestyle="--", label="Poisson: 1")
+    axes.plot(windows_ms, values, color=_COLOURS[0], linewidth=1.6, marker="o", markersize=4)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.9, 1100)
+    axes.set_ylim(min([0.7, *(values * 0.7)]), max([12.0, *(values * 1.4)]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="best")
 
 
 def _draw_load(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
@@ -120,7 +201,7 @@ def _draw_latency(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -
         share = np.array(CDF_PERCENT) / 100 * (report.answered / report.queries)
         latency = report.latency_cdf_ms
         _line(axes, position, latency, share[: len(latency)], label=heads[position])
-    for slo_ms in {report.slo_ms for report in reports}:
+    for slo_ms in {slo_ms for report in reports for slo_ms in report.slos_ms}:
         axes.axvline(slo_ms, color=_GREY, linewidth=1)
         axes.text(slo_ms, 1.03, f"SLO {slo_ms:g} ms", ha="center", color=_GREY, fontsize=8)
     axes.set_xscale("log")
@@ -176,15 +257,16 @@ def _title(reports: Sequence[Report]) -> str:
     parts = (
         {report.model for report in reports},
         {_short(report.trace) for report in reports},
-        {f"SLO {report.slo_ms:g} ms" for report in reports},
+        {f"SLO {slo_text(report)}" for report in reports},
     )
     return ", ".join(" / ".join(sorted(part)) for part in parts)
 
 
 def _short(trace: str) -> str:
-    """A SPEC without the folders of its file."""
-    kind, colon, rest = trace.partition(":")
-    return f"{kind}{colon}{rest.rsplit('/', 1)[-1]}"
+    """A SPEC without the folders of its files, cut where a title ends."""
+    parts = (part.partition(":") for part in split_spec(trace))
+    text = " + ".join(f"{kind}{colon}{rest.rsplit('/', 1)[-1]}" for kind, colon, rest in parts)
+    return text if len(text) <= _TITLE_LENGTH else f"{text[: _TITLE_LENGTH - 1]}…"
 
 
 def require_matplotlib() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.traces import Times, make_arrivals
+from loadgen.errors import InputError
+from loadgen.spec import Component
+from loadgen.traces import Part, Times, make_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,39 @@ class Workload:
 def make_workload(
     trace: str, *, rate: float | None = None, duration_s: float, seed: int = 0, slo_ms: float = 50.0, rows: int = 1
 ) -> Workload:
-    """The workload of a SPEC, whose queries have `slo_ms` and `rows`. Raises as `make_arrivals` does."""
-    times = make_arrivals(trace, rate=rate, duration_s=duration_s, seed=seed)
-    return Workload.of_one(times, Tenant(slo_ms=slo_ms, rows=rows))
+    """The workload of a SPEC; `slo_ms` and `rows` are those of tenants that have none of their own.
+
+    Raises as `make_parts` does, and an InputError when components of one tenant differ in a key.
+    """
+    return merge(make_parts(trace, rate=rate, duration_s=duration_s, seed=seed), slo_ms=slo_ms, rows=rows)
+
+
+def merge(parts: Sequence[Part], *, slo_ms: float = 50.0, rows: int = 1) -> Workload:
+    """The workload of a SPEC's parts, as `make_workload` makes it."""
+    tenants = _tenants([part.component for part in parts], slo_ms, rows)
+    code = {tenant.name: position for position, tenant in enumerate(tenants)}
+    times = np.concatenate([part.times for part in parts])
+    codes = np.concatenate([np.full(len(part.times), code[part.component.tenant], np.int32) for part in parts])
+    order = np.argsort(times, kind="stable")
+    return Workload(times[order], codes[order], tenants)
+
+
+def _tenants(components: Sequence[Component], slo_ms: float, rows: int) -> tuple[Tenant, ...]:
+    """The tenants in the order in which they are first named; a key holds for all components of its tenant."""
+    found: dict[str, dict[str, float]] = {}
+    for component in components:
+        settings = found.setdefault(component.tenant, {})
+        for key, value in component.settings.items():
+            if settings.setdefault(key, value) != value:
+                name = f"{component.kind}: {key}"
+                raise InputError(name, f"{value:g}", f"tenant {component.tenant} has {settings[key]:g} elsewhere")
+    return tuple(
+        Tenant(
+            name,
+            settings.get("slo_ms", slo_ms),
+            int(settings.get("rows", rows)),
+            settings.get("min_accuracy", 0.0),
+            int(settings.get("priority", 0)),
+        )
+        for name, settings in found.items()
+    )

@@ -11,6 +11,7 @@ from loadgen import plot
 from loadgen.errors import MissingExtraError
 from loadgen.records import Recorder
 from loadgen.report import Report, make_report
+from loadgen.traces import describe, make_parts
 from loadgen.workload import Tenant, Workload
 from tests.loadgen.test_report import ANSWER, INFO
 
@@ -39,6 +40,28 @@ def test_any_runs_can_be_drawn(tmp_path: Path, runs: list[list[float | None]]) -
     path = tmp_path / "plot.png"
     plot.plot([report_of(run) for run in runs], path)
     with Image.open(path) as image:
+        assert image.width > 1000
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "constant:rate=20",
+        "timestamps:{stamps}",
+        "+".join(f"poisson:rate={rate},tenant=t{rate}" for rate in range(1, 12)),
+        "+".join(["poisson:rate=9,tenant=a", "constant:rate=9"] * 6),
+    ],
+    ids=["even", "two at once", "eleven tenants", "twelve parts of two tenants"],
+)
+def test_any_trace_can_be_drawn(tmp_path: Path, spec: str) -> None:
+    """Without a gap, or of more parts than there are colours."""
+    stamps = tmp_path / "stamps.csv"
+    stamps.write_text("t\n0\n0\n0.1\n")
+    parts = make_parts(spec.format(stamps=stamps), duration_s=3)
+    times = np.sort(np.concatenate([part.times for part in parts]))
+    plot.plot_trace(parts, describe(times, 3.0), spec, tmp_path / "trace.png")
+    with Image.open(tmp_path / "trace.png") as image:
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
 

@@ -36,6 +36,50 @@ async def test_requests_speak_the_binary_tensor_extension(server: OipServer, opt
     assert {len(images) for images in server.images} == {12}
 
 
+MIX = (
+    "constant:rate=500,tenant=fast,slo_ms=1000,rows=2,priority=1+constant:rate=250"
+    "+constant:rate=250,from=0.05,tenant=fine,min_accuracy=79.5"
+)
+
+
+async def test_each_query_is_sent_as_its_tenants(server: OipServer, options: MakeOptions) -> None:
+    """Rows, SLO, floor and priority are those of the tenant; what it does not tell is the run's, or not sent."""
+    await replay(options(trace=MIX, rate=None))
+    fast, plain, fine = {"slo_ms": 1000, "priority": 1}, {"slo_ms": 2000}, {"slo_ms": 2000, "min_accuracy": 79.5}
+    sent = [(header["inputs"][0]["shape"][0], header["parameters"]) for header in server.headers]
+    assert [sent.count(kind) for kind in ((2, fast), (1, plain), (1, fine))] == [50, 25, 13]
+    assert len(sent) == 88
+
+
+async def test_the_report_tells_of_each_tenant(server: OipServer, options: MakeOptions) -> None:
+    """A server that refuses every query of two rows: all errors are one tenant's, and labels still match the rows."""
+
+    async def behave(number: int, labels: list[int]) -> web.StreamResponse:
+        return await (fails_504 if len(labels) == 2 else right)(number, labels)
+
+    server.behave = behave
+    report = await replay(options(trace=MIX, rate=None))
+    assert list(report.tenants) == ["fast", "", "fine"]
+    fast, plain, fine = report.tenants.values()
+    assert (fast.queries, fast.errors_by_status, fast.slo_attainment) == (50, {"504: deadline passed": 50}, 0)
+    assert (plain.queries, plain.errors, fine.queries, fine.errors) == (25, 0, 13, 0)
+    assert (fine.least_accuracy, fine.floor_violations) == (80, 0)
+    assert (report.label_accuracy, report.answered, report.errors) == (100, 38, 50)
+
+
+async def test_a_tenants_queries_go_through_the_samples_in_turn(server: OipServer, options: MakeOptions) -> None:
+    """Two tenants that alternate each send every one of the ten samples ten times, whatever the other does."""
+    spec = "constant:rate=1000,tenant=a,slo_ms=500+constant:rate=1000,tenant=b,slo_ms=600"
+    await replay(options(trace=spec, rate=None))
+    for slo_ms in (500, 600):
+        images = [
+            image
+            for header, image in zip(server.headers, server.images, strict=True)
+            if header["parameters"]["slo_ms"] == slo_ms
+        ]
+        assert sorted(images.count(image) for image in set(images)) == [10] * 10
+
+
 async def test_equal_seeds_send_equal_queries(server: OipServer, options: MakeOptions) -> None:
     """The same seed sends the same bodies; another seed sends the samples in another order."""
     sent = []

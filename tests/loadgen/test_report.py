@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,15 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from loadgen import records as records_module
 from loadgen.errors import InputError
 from loadgen.records import Recorder, Records
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.table import render_table, render_trace, run_names
-from loadgen.traces import Times, describe
-from loadgen.workload import Tenant, Workload
+from loadgen.traces import Times, describe, make_parts
+from loadgen.workload import Tenant, Workload, merge
 
 NAN = float("nan")
 ANSWER = b'{"outputs":[],"parameters":{"accuracy":80}}'
@@ -234,23 +235,50 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path, content: str) -> No
         Report.load(path)
 
 
+def shown(what: RenderableType) -> str:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(what)
+    return console.export_text()
+
+
 def test_reports_stand_side_by_side(records: Records) -> None:
     """The table has a column per run, a row per measure and per subnet, and says what went wrong."""
     report = make_report(records, INFO)
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(render_table([report, report]))
-    text = console.export_text()
+    text = shown(render_table([report, report]))
     runs, numbers = ("slackfit #1", "slackfit #2"), ("0.4000", "85.00", "75.00", "66.7%", "1 x 504: deadline")
     for part in runs + numbers:
         assert part in text
     assert run_names([report]) == ["slackfit"]
 
 
+def test_tenants_stand_side_by_side(tenants: Records, records: Records) -> None:
+    """Below the runs each tenant has its own rows; a run without it has none, and the title tells every SLO."""
+    text = shown(render_table([make_report(tenants, INFO), make_report(records, INFO)]))
+    assert "SLO differs" in text
+    assert "SLO 40 / 400 ms" in shown(render_table([make_report(tenants, INFO)]))
+    for row in (r"tenant fine", r"  SLO attainment +│ +0\.3333 │ +- │", r"below the floor +│ 1 \(floor 91\) │ +- │"):
+        assert re.search(row, text), row
+    assert re.search(r"errors / queries +│ +2 / 3 │ +- │", text)
+
+
+def shown_trace(spec: str, duration_s: float) -> str:
+    parts = make_parts(spec, duration_s=duration_s)
+    return shown(render_trace(parts, describe(merge(parts).intended_s, duration_s)))
+
+
 def test_a_trace_is_shown_with_its_numbers() -> None:
-    """Ten even queries in a second: the numbers, and a line of bars."""
-    times = np.arange(10) / 10
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(render_trace(times, describe(times, 1.0)))
-    text = console.export_text()
+    """Ten even queries in a second: the numbers, and no dispersion of windows too long for it."""
+    text = shown_trace("constant:rate=10", 1.0)
     assert "10.0 q/s" in text
     assert "0.00 (0 even, 1 Poisson)" in text
+    assert "0.90 at 10 ms, 0.00 at 100 ms (0" in text
+
+
+def test_a_mix_is_shown_by_its_parts_and_tenants() -> None:
+    """Two parts of the same kind are told apart, and what a tenant's queries have of their own is there."""
+    text = shown_trace(
+        "constant:rate=10+constant:rate=10+constant:rate=40,from=1,to=2,tenant=a,slo_ms=9,min_accuracy=77", 2.0
+    )
+    for part in ("constant #1", "constant #2", "a: constant 1 s to 2 s", "40 queries, 20.0 q/s, 50.0% of all"):
+        assert part in text
+    assert re.search(r"tenant a +slo_ms 9, min_accuracy 77", text)

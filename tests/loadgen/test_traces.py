@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import InputError
+from loadgen.spec import split_spec
 from loadgen.trace_files import read_minutes, read_timestamps
-from loadgen.traces import Times, describe, largest_within, make_arrivals
+from loadgen.traces import Times, describe, largest_within, make_arrivals, make_parts
 
 BURSTY = "bursty:base=1500,variant=5550,cv2=8"
 RAMP = "ramp:start=100,end=400,accel=100,cv2=1"
@@ -182,12 +183,98 @@ def test_stamps_may_be_seconds(tmp_path: Path) -> None:
         ("minutes:", r"minutes: FILE=\(missing\)"),
         ("minutes:/no/such.csv", "minutes: FILE=/no/such.csv: no such file"),
         ("timestamps:/no/such.csv", "timestamps: FILE=/no/such.csv: no such file"),
+        ("minutes:no-such-day", "minutes: FILE=no-such-day: no such file"),
+        ("constant+poisson:rate=1", r"rate=\(missing\): constant has no rate of its own"),
+        ("poisson:rate=0", "poisson: rate=0: must be > 0"),
+        ("poisson:rate=1,from=0.5,to=0.5", "poisson: to=0.5: must be after from=0.5"),
+        ("poisson:rate=1,from=1", "poisson: from=1: is not within the run of 1 s"),
+        ("poisson:rate=1,to=1.5", "poisson: to=1.5: is not within the run of 1 s"),
+        ("poisson:rate=1+sine:rate=1", r"poisson: rate=1\+sine:rate=1: needs a number"),
+        ("poisson:rate=1,slo_ms=5", "poisson: slo_ms=5: belongs to a tenant: give tenant=NAME"),
+        ("poisson:rate=1,tenant=a b", "poisson: tenant=a b: may have letters"),
+        ("poisson:rate=1,tenant=a,slo_ms=0", "poisson: slo_ms=0: must be > 0"),
+        ("poisson:rate=1,tenant=a,min_accuracy=101", "poisson: min_accuracy=101: must be <= 100"),
+        ("poisson:rate=1,tenant=a,priority=0.5", "poisson: priority=0.5: must be a whole number"),
+        ("poisson:rate=1,tenant=a,rows=0", "poisson: rows=0: must be > 0"),
     ],
 )
 def test_a_bad_spec_names_its_key_and_value(spec: str, message: str) -> None:
     """What cannot be used is named, with the reason."""
     with pytest.raises(InputError, match=message):
         make_arrivals(spec, duration_s=1)
+
+
+def test_alone_a_component_draws_from_the_seed_itself() -> None:
+    """What a SPEC of one component sends does not change with this package: the gaps of seed 5 over the rate."""
+    gaps = np.random.default_rng(5).gamma(1.0, 1.0, 100)
+    np.testing.assert_array_equal(make_arrivals("poisson", rate=50, duration_s=60, seed=5)[:100], np.cumsum(gaps) / 50)
+
+
+def test_a_component_put_behind_others_leaves_them_alone() -> None:
+    """Each draws from its own seed: two equal ones differ, and a third changes neither."""
+    two = make_parts("poisson:rate=40+poisson:rate=40", duration_s=5, seed=3)
+    three = make_parts("poisson:rate=40+poisson:rate=40+bursty:base=1,variant=9,cv2=4", duration_s=5, seed=3)
+    assert not np.array_equal(two[0].times[:50], two[1].times[:50])
+    for before, after in zip(two, three, strict=False):
+        np.testing.assert_array_equal(before.times, after.times)
+    np.testing.assert_array_equal(two[0].times, make_arrivals("poisson", rate=40, duration_s=5, seed=3))
+
+
+def test_a_mix_sends_what_its_components_send() -> None:
+    """Arrivals are those of the parts, in order of time."""
+    spec = "bursty:base=100,variant=300,cv2=4+poisson:rate=50"
+    parts = make_parts(spec, duration_s=5, seed=2)
+    times = make_arrivals(spec, duration_s=5, seed=2)
+    np.testing.assert_array_equal(times, np.sort(np.concatenate([part.times for part in parts])))
+    assert [part.component.kind for part in parts] == ["bursty", "poisson"]
+
+
+@pytest.mark.parametrize("rate", [50.0, 800.0])
+def test_a_rate_scales_the_whole_mix_and_keeps_its_shares(minutes: Path, stamps: Path, rate: float) -> None:
+    """Even components of 100, 200 for a quarter of the run, 15 and 1/2 q/s: the mean is the rate, the shares stay."""
+    spec = (
+        "constant:rate=100+bursty:base=100,variant=100,cv2=0,from=2,to=4"
+        f"+minutes:{minutes},within=even+timestamps:{stamps}"
+    )
+    counts = [len(part.times) for part in make_parts(spec, rate=rate, duration_s=8)]
+    share = rate * 8 / (800 + 400 + 15 * 8 + 4)
+    np.testing.assert_allclose(counts, [800 * share, 400 * share, 120 * share, 4 * share], atol=2)
+
+
+def test_every_kind_takes_a_rate_of_its_own(minutes: Path) -> None:
+    """`rate` is what --rate would be to the component alone."""
+    for kind in ("constant", BURSTY, RAMP, f"minutes:{minutes}"):
+        own = f"{kind},rate=123" if ":" in kind else f"{kind}:rate=123"
+        np.testing.assert_array_equal(make_arrivals(own, duration_s=4), make_arrivals(kind, rate=123, duration_s=4))
+
+
+def test_a_component_sends_within_its_time(minutes: Path) -> None:
+    """A burst of 0.2 s at 5,000 q/s is 1,000 queries there and none elsewhere; a file is shrunk to its part."""
+    times = make_parts("constant:rate=10+constant:rate=5000,from=1,to=1.2", duration_s=3)[1].times
+    assert (len(times), times[0]) == (1000, 1)
+    assert times[-1] < 1.2
+    times = make_arrivals(f"minutes:{minutes},within=even,rate=450,from=1,to=9", duration_s=10)
+    np.testing.assert_allclose(np.histogram(times, bins=4, range=(1, 9))[0], [600, 1200, 1800, 0], atol=1)
+
+
+def test_alone_a_component_of_a_part_of_the_run_has_the_rate_of_the_run() -> None:
+    """100 q/s over 4 s, sent in the last second alone."""
+    times = make_arrivals("constant:from=3", rate=100, duration_s=4)
+    assert (len(times), times[0]) == (400, 3)
+
+
+def test_a_files_name_may_hold_a_plus(tmp_path: Path, minutes: Path) -> None:
+    """A SPEC is cut only where a known kind follows."""
+    path = minutes.rename(tmp_path / "a+b+minute.csv")
+    spec = f"minutes:{path},rate=5+constant:rate=5+constant:rate=1"
+    assert split_spec(spec) == [f"minutes:{path},rate=5", "constant:rate=5", "constant:rate=1"]
+    assert len(make_parts(spec, duration_s=4)) == 3
+
+
+def test_a_mix_that_is_endless_is_refused() -> None:
+    """Twenty million queries are the bound of the sum, too."""
+    with pytest.raises(InputError, match=r"rate x duration=2\.2e\+07: is more than 20000000 queries"):
+        make_arrivals("constant:rate=11e6+constant:rate=11e6", duration_s=1)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +339,25 @@ def test_a_trace_is_described_by_rate_peaks_and_cv() -> None:
     assert (stats.queries, stats.mean_qps, stats.peak_second_qps, stats.peak_100ms_qps) == (30, 15, 20, 110)
     assert stats.peak_to_mean == pytest.approx(20 / 15)
     assert stats.gap_cv == pytest.approx(np.diff(times).std() / np.diff(times).mean())
+
+
+def test_dispersion_is_variance_over_mean_of_the_counts() -> None:
+    """Windows of 1 s hold 2, 0, 1, ... of ten; the rest of the run that fills no window does not count."""
+    times = np.concatenate(([0.0, 0.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], np.linspace(10, 10.4, 30)))
+    counts = np.array([2, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+    assert describe(times, 10.5).dispersion[1.0] == pytest.approx(counts.var() / counts.mean())
+    assert 1.0 not in describe(times[times < 9], 9.0).dispersion
+
+
+def test_dispersion_tells_burstiness() -> None:
+    """Over 200 s: Poisson is 1 in every window, gamma gaps come near their CV^2 in long ones, even ones are 0."""
+    found = {
+        kind: describe(make_arrivals(kind, rate=1000, duration_s=200, seed=1), 200.0).dispersion
+        for kind in ("constant", "poisson", "bursty:base=0,variant=1,cv2=8")
+    }
+    assert found["constant"][0.01] == pytest.approx(0)
+    np.testing.assert_allclose(list(found["poisson"].values()), 1, atol=0.35)
+    assert found["bursty:base=0,variant=1,cv2=8"][0.1] == pytest.approx(8, rel=0.15)
 
 
 def test_the_largest_window_counts_its_arrivals() -> None:
