@@ -172,7 +172,7 @@ def make_report(records: Records, info: RunInfo) -> Report:
     return Report(
         **asked,
         rows=float(rows.mean()),
-        version=_version(),
+        version=package_version(),
         policy=", ".join(records.policies),
         executor=", ".join(records.executors),
         queries=queries,
@@ -286,7 +286,8 @@ def _shares(codes: NDArray[np.int32], names: Sequence[str]) -> dict[str, float]:
     return {names[code]: float(counts[code]) / total for code in order if counts[code]}
 
 
-def _version() -> str:
+def package_version() -> str:
+    """The version of the installed distribution."""
     try:
         return importlib.metadata.version("superserve-mesh")
     except importlib.metadata.PackageNotFoundError:

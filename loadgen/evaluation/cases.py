@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -38,7 +38,7 @@ class World:
     seed: int = 0
     profile: str = CNN
     workers: int = 8
-    conditions: Conditions = Conditions()
+    conditions: Conditions = field(default_factory=Conditions)
     upper: float = P95  # what workers announce as their p95, see `Conditions.measured`
 
     def workload(self) -> Workload:

@@ -231,8 +231,8 @@ def _jitter(maf: str, lengths: Lengths) -> Experiment:
     return Experiment(
         "jitter",
         "Latency that varies",
-        "MAF at 6,400 q/s; a batch takes its median times 1 + |N(0, jitter)|, `hv` is 10 % and one batch in a hundred at "
-        "twice the time; overhead 0 or 1 ms a batch.",
+        "MAF at 6,400 q/s; a batch takes its median times 1 + |N(0, jitter)|, `hv` is 10 % and one batch in a "
+        "hundred at twice the time; overhead 0 or 1 ms a batch.",
         cells,
     )
 
@@ -251,7 +251,7 @@ def _mixed(lengths: Lengths) -> Experiment:
     return Experiment(
         "mixed",
         "Tenants and floors",
-        "Three tenants in one queue: interactive (SLO 36 ms, bursty, and a burst of 6,000 q/s more for a sixth of the run), "
-        "accurate (SLO 100 ms, at least 79 %), background (SLO 250 ms, priority behind all).",
+        "Three tenants in one queue: interactive (SLO 36 ms, bursty, 6,000 q/s more for a sixth of the "
+        "run), accurate (SLO 100 ms, at least 79 %), background (SLO 250 ms, priority behind all).",
         [Cell("mixed", world, [OURS, SLACKFIT, MAXBATCH])],
     )

@@ -1,0 +1,274 @@
+"""The evaluation's report in Markdown: tables and plots, the paper's figure beside ours wherever it gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from loadgen.evaluation.cases import Results
+from loadgen.evaluation.experiments import CNN, OURS, SLACKFIT, TRANSFORMER, Experiment
+from loadgen.evaluation.summary import EQUAL_ATTAINMENT
+
+Row = Sequence[str]
+
+
+def write_report(summary: Mapping[str, Any], results: Results, experiments: Sequence[Experiment]) -> str:
+    """Return the report. summary: as `summary.json` has it, `run` included."""
+    lines = [*_head(summary)]
+    for experiment in experiments:
+        lines += [f"## {experiment.title}", "", experiment.about, "", f"![{experiment.title}]({experiment.key}.png)", ""]
+        lines += [*_SECTION[experiment.key](summary[experiment.key], experiment), ""]
+    if "small" in summary:
+        lines += [*_small(summary["small"])]
+    if "agreement" in summary:
+        lines += [*_agreement(summary["agreement"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _head(summary: Mapping[str, Any]) -> Iterator[str]:
+    run, cnn, text = summary["run"], summary["maf_cnn"], summary["maf_transformer"]
+    yield "# Evaluation"
+    yield ""
+    yield (
+        f"Made by `loadgen evaluate` on {run['date']}, in {run['seconds']:.0f} s on {run['cores']} cores ({run['machine']}), "
+        f"Python {run['python']}, superserve-mesh {run['version']}{'; a quick look, `--quick`' if run['quick'] else ''}."
+    )
+    yield (
+        f"Simulated with the live scheduler's own core. Profiles: `{CNN}` and `{TRANSFORMER}`, neither of them measured; "
+        f"the day of requests: {run['day']}. One seed ({run['seed']}) per cell unless said otherwise."
+    )
+    yield ""
+    yield "| headline | paper | `foresight` | `slackfit` |"
+    yield "|---|---|---|---|"
+    for label, found in (("MAF, convolutional", cnn), ("MAF, transformer", text), ("bursty, mean of nine", summary["bursty"])):
+        gains, paper = found["gains"], found["paper"]
+        for key, what, pattern in (
+            ("accuracy_gain_points", "accuracy gained at equal attainment, points", "{:+.2f}"),
+            ("attainment_ratio", "attainment gained at equal accuracy", "{:.2f}x"),
+        ):
+            ours, slackfit = gains[OURS][key], gains[SLACKFIT][key]
+            yield _row([f"{label}: {what}", *(_text(value, pattern) for value in (paper[key], ours, slackfit))])
+    ratios = summary["actuation_delay"]["miss_ratios"]
+    yield _row(
+        [
+            "SLO misses at 100 ms of actuation over 0 ms",
+            "up to 75x",
+            *(f"{ratios[name]['ratio']:,.0f}x ({ratios[name]['misses_without']:,} to {ratios[name]['misses_longest']:,})"
+              for name in (OURS, SLACKFIT)),
+        ]
+    )  # fmt: skip
+    yield ""
+    yield (
+        "*Equal* is determined against Clipper+ of each subnet, and INFaaS. Accuracy gained at equal attainment: the "
+        "policy's accuracy less that of the most accurate baseline whose attainment is at least the policy's less "
+        f"{EQUAL_ATTAINMENT:g}. Attainment gained at equal accuracy: the policy's attainment over the best among the "
+        "baselines that are at least as accurate. A dash: there is no such baseline."
+    )
+    yield (
+        "*Late queries.* Under `drop`, which all figures are of unless said otherwise, a query that cannot meet its deadline "
+        "any more is answered at once with an error, under every policy; under `serve` it goes with the cheapest subnet that "
+        "the policy uses, in a full batch, and counts as a miss."
+    )
+    yield (
+        "*Share of the optimum.* Accuracy summed over the queries that met their SLO, which the paper's ZILP maximises, over "
+        "the fluid upper bound of the same trace (docs/bounds.md): no policy can reach 100 %."
+    )
+    yield ""
+
+
+def _table(head: Row, rows: Sequence[Row]) -> Iterator[str]:
+    yield _row(head)
+    yield _row(["---"] * len(head))
+    yield from (_row(row) for row in rows)
+
+
+def _row(cells: Row) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(value: float | None, pattern: str) -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+def _attainment(value: float | None) -> str:
+    """Attainment with as many digits as tell it from 1."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value < 0.9999 or value == 1.0 else f"{value:.6f}"
+
+
+def _both(one: Mapping[str, float | None]) -> str:
+    return f"{_attainment(one['slo_attainment'])} / {_text(one['serving_accuracy'], '{:.2f}')}"
+
+
+def _one_world(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    rows = []
+    for name, one in found["policies"].items():
+        late = found["policies_late_serve"][name]
+        gains = found["gains"].get(name, {})
+        rows.append(
+            [
+                f"`{name}`", _attainment(one["slo_attainment"]), _text(one["serving_accuracy"], "{:.2f}"),
+                _text(one["bound_share"], "{:.2%}"), _text(one["latency_p99_ms"], "{:.1f}"), _both(late),
+                _text(gains.get("accuracy_gain_points"), "{:+.2f}"), _text(gains.get("attainment_ratio"), "{:.2f}x"),
+            ]
+        )  # fmt: skip
+    paper = found["paper"]
+    rows.append(
+        [
+            "SuperServe in the paper", _text(paper.get("slo_attainment"), "{:g}"), "-", "-", "-", "-",
+            f"{paper['accuracy_gain_points']:+.2f}", f"{paper['attainment_ratio']:.2f}x",
+        ]
+    )  # fmt: skip
+    head = ["policy", "attainment", "accuracy, %", "share of the optimum", "p99, ms", "late served: attainment / accuracy"]
+    yield from _table([*head, "gain, points", "gain, attainment"], rows)
+
+
+def _many_worlds(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    names = [name for name in found["policies"] if name in found["gains"]]
+    head = ["trace", *(f"`{name}`" for name in names), "INFaaS"]
+    yield from _table(
+        head, [[cell, *(_both(one[name]) for name in names), _both(one["infaas"])] for cell, one in found["cells"].items()]
+    )
+    yield ""
+    rows = []
+    for name in found["policies"]:
+        one, gains = found["policies"][name], found["gains"].get(name, {})
+        rows.append(
+            [
+                f"`{name}`", _attainment(one["slo_attainment"]), _attainment(one["slo_attainment_least"]),
+                _text(one["serving_accuracy"], "{:.2f}"), _text(one["bound_share"], "{:.2%}"),
+                _gain_over_cells(gains, "accuracy_gain_points", "{:+.2f}"),
+                _gain_over_cells(gains, "attainment_ratio", "{:.2f}x"),
+            ]
+        )  # fmt: skip
+    paper = found["paper"]
+    rows.append(
+        [
+            "SuperServe in the paper", "-", f"{paper['slo_attainment']:g} or more", "-", "-",
+            _text(paper.get("accuracy_gain_points"), "{:+.2f}"), _text(paper.get("attainment_ratio"), "{:.2f}x"),
+        ]
+    )  # fmt: skip
+    head = ["policy", "mean attainment", "least", "accuracy, %", "share of the optimum"]
+    yield from _table([*head, "gain, points (most)", "gain, attainment (most)"], rows)
+
+
+def _gain_over_cells(gains: Mapping[str, float | None], key: str, pattern: str) -> str:
+    if gains.get(key) is None:
+        return "-"
+    return f"{_text(gains[key], pattern)} ({_text(gains[f'{key}_most'], pattern)})"
+
+
+def _cells(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    names = list(found["policies"])
+    yield "Attainment / accuracy:"
+    yield ""
+    yield from _table(
+        ["", *(f"`{name}`" for name in names)],
+        [[cell, *(_both(one[name]) for name in names)] for cell, one in found["cells"].items()],
+    )
+    yield ""
+    yield "Share of the optimum, mean: " + ", ".join(
+        f"`{name}` {_text(found['policies'][name]['bound_share'], '{:.2%}')}" for name in names
+    ) + "."  # fmt: skip
+    if "policies_late_serve" in found:
+        yield ""
+        yield "With late queries served, mean attainment / accuracy: " + ", ".join(
+            f"`{name}` {_both(one)}" for name, one in found["policies_late_serve"].items()
+        ) + "."  # fmt: skip
+
+
+def _faults(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    alive = found["alive"]
+    counts = list(next(iter(alive.values())))
+    yield from _table(
+        ["workers alive", *counts], [[f"`{name}`", *(_both(phases[n]) for n in counts)] for name, phases in alive.items()]
+    )
+
+
+def _actuation(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    yield from _cells(found, experiment)
+    yield ""
+    yield "Misses at the longest delay over those without: " + ", ".join(
+        f"`{name}` {one['ratio']:,.0f}x ({one['misses_without']:,} to {one['misses_longest']:,})"
+        for name, one in found["miss_ratios"].items()
+    ) + "."  # fmt: skip
+
+
+def _way_back(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    rows = []
+    for cell, policies in found["back"].items():
+        for name, one in policies.items():
+            rows.append(
+                [
+                    f"`{name}`", f"{cell} ms", _text(one["accuracy_before"], "{:.2f}"),
+                    _text(one["accuracy_in_burst"], "{:.2f}"), _attainment(one["slo_attainment_in_burst"]),
+                    _text(one["back_after_ms"], "{:.0f}"),
+                ]
+            )  # fmt: skip
+    head = ["policy", "a change costs", "accuracy before", "in the burst", "attainment in the burst"]
+    resolution = next(iter(next(iter(found["back"].values())).values()))["resolution_ms"]
+    yield from _table([*head, f"back after, ms (in steps of {resolution})"], rows)
+
+
+def _tenants(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    rows = [
+        [
+            f"`{policy}`", tenant, f"{one['slo_ms']:g}", f"{one['min_accuracy']:g}" if one["min_accuracy"] else "-",
+            f"{one['queries']:,}", _attainment(one["slo_attainment"]), _text(one["serving_accuracy"], "{:.2f}"),
+            _text(one["least_accuracy"], "{:.2f}"), str(one["floor_violations"]),
+        ]
+        for policy, tenants in found["tenants"].items()
+        for tenant, one in tenants.items()
+    ]  # fmt: skip
+    head = ["policy", "tenant", "SLO, ms", "floor, %", "queries", "attainment", "accuracy, %", "least", "below the floor"]
+    yield from _table(head, rows)
+
+
+def _small(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Small instances, solved exactly"
+    yield ""
+    yield found["about"]
+    yield ""
+    yield from _table(
+        ["policy", "share of the ZILP's optimum, mean", "least", "share of the fluid bound, mean"],
+        [
+            [f"`{name}`", f"{one['mean']:.2%}", f"{one['least']:.2%}", f"{one['fluid']:.2%}"]
+            for name, one in found["policies"].items()
+        ],
+    )
+    yield ""
+
+
+def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Live and simulated"
+    yield ""
+    yield found["about"]
+    yield ""
+    rows = []
+    for name, one in found["runs"].items():
+        live, simulated = one["live"], one["simulated"]
+        rows.append(
+            [
+                name, f"`{one['policy']}`", f"{one['queries']:,}", _both(live), _both(simulated),
+                f"{one['attainment_difference']:.4f}", f"{one['accuracy_difference']:.2f}",
+                f"{100 * one['share_difference']:.1f}",
+            ]
+        )  # fmt: skip
+    head = ["trace", "policy", "queries", "live: attainment / accuracy", "simulated", "difference in attainment"]
+    yield from _table([*head, "in accuracy, points", "in a subnet's share, points"], rows)
+    yield ""
+
+
+_SECTION = {
+    "maf_cnn": _one_world,
+    "maf_transformer": _one_world,
+    "bursty": _many_worlds,
+    "time_varying": _many_worlds,
+    "policies": _cells,
+    "faults": _faults,
+    "actuation_delay": _actuation,
+    "way_back": _way_back,
+    "jitter": _cells,
+    "mixed": _tenants,
+}
