@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--model", default="fashion-resnet", help="the model to ask (%(default)s)")
     run.add_argument("--trace", default="poisson", metavar="SPEC", help="when queries are sent (%(default)s)")
     _add_shape(run)
-    run.add_argument("--slo-ms", type=float, default=50.0, metavar="MS", help="deadline of a query whose tenant has none (%(default)g)")
+    run.add_argument(
+        "--slo-ms", type=float, default=50.0, metavar="MS", help="deadline where the tenant has none (%(default)g)"
+    )
     run.add_argument("--rows", type=int, default=1, metavar="N", help="rows per query, likewise (%(default)s)")
     run.add_argument(
         "--data", type=Path, metavar="FILE",
