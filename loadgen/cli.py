@@ -21,7 +21,7 @@ from loadgen.traces import describe, make_parts
 from loadgen.workload import merge
 
 _INTERRUPTED = 130
-_SPECS = f"a SPEC is one of:\n\n{(spec.__doc__ or '').partition(chr(10) * 2)[2]}"
+_SPECS = f"a SPEC is one of these, or several joined by +:\n\n{(spec.__doc__ or '').partition(chr(10) * 2)[2]}"
 _EXIT_CODES = """
 exit codes: 0 done, whatever the server answered; 1 a result could not be written;
 2 wrong usage, SPEC or file; 3 server not reachable, not ready, or without the model; 130 interrupted
@@ -31,7 +31,8 @@ examples:
   loadgen replay --rate 200
   loadgen replay --trace bursty:base=1500,variant=5550,cv2=8 --rate 300 --duration 30 \\
       --slo-ms 36 --out slackfit.json --plot slackfit.png
-  loadgen replay --trace minutes:maf.csv,column=all_rows --rate 400 --duration 120
+  loadgen replay --trace minutes:synthetic-day --rate 400 --duration 120
+  loadgen replay --trace 'bursty:base=20,variant=80,cv2=4,tenant=video,slo_ms=36+poisson:rate=50,tenant=mail,priority=1'
   loadgen trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 30 --plot ramp.png
   loadgen simulate --policy foresight --policy slackfit --trace bursty:base=1500,variant=5550,cv2=8
   loadgen compare slackfit.json maxacc.json --plot both.png
@@ -185,8 +186,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--model", default="fashion-resnet", help="the model to ask (%(default)s)")
     run.add_argument("--trace", default="poisson", metavar="SPEC", help="when queries are sent (%(default)s)")
     _add_shape(run)
-    run.add_argument("--slo-ms", type=float, default=50.0, metavar="MS", help="deadline of a query (%(default)g)")
-    run.add_argument("--rows", type=int, default=1, metavar="N", help="rows per query (%(default)s)")
+    run.add_argument(
+        "--slo-ms", type=float, default=50.0, metavar="MS", help="deadline where the tenant has none (%(default)g)"
+    )
+    run.add_argument("--rows", type=int, default=1, metavar="N", help="rows per query, likewise (%(default)s)")
     run.add_argument(
         "--data", type=Path, metavar="FILE",
         help=".safetensors, .npz or .json with the model's input and `labels`; default: the samples shipped with the "

@@ -81,10 +81,34 @@ async def test_trace_tells_its_numbers_and_draws_them(tmp_path: Path) -> None:
     assert size(tmp_path / "t.png")[0] > 1000
 
 
+async def test_a_mix_is_replayed_and_compared_by_tenant(server: OipServer, samples: Path, tmp_path: Path) -> None:
+    """The report has the tenants, and so have the tables of the run and of a comparison, and its picture."""
+    mix = "constant:rate=100,tenant=video,slo_ms=1000+poisson:rate=100,tenant=mail,min_accuracy=70,slo_ms=3000"
+    report, picture = tmp_path / "mix.json", tmp_path / "plot.png"
+    code, out, err = await loadgen(
+        "replay", "--url", server.url, "--model", "digits", "--trace", mix, "--duration", 0.3, "--data", samples,
+        "--out", report,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "tenant video" in out
+    tenants = json.loads(report.read_bytes())["tenants"]
+    assert (list(tenants), tenants["mail"]["min_accuracy"], tenants["video"]["queries"]) == (["video", "mail"], 70, 30)
+    code, out, err = await loadgen("compare", report, report, "--plot", picture)
+    assert code == 0, err
+    assert "tenant mail" in out
+    assert "SLO 1000 / 3000 ms" in out
+    assert size(picture)[0] > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("trace", "sine"), 2, "trace=sine: unknown kind"),
+        (
+            ("trace", "poisson:rate=1,tenant=a,rows=1+poisson:rate=1,tenant=a,rows=2"),
+            2,
+            "rows=2: tenant a has 1 elsewhere",
+        ),
         (("trace", "ramp:start=1,end=2,accel=x,cv2=1"), 2, "ramp: accel=x: needs a number"),
         (("replay", "--model", "m", "--rate", "fast"), 2, "invalid float value: 'fast'"),
         (("replay", "--model", ""), 2, "model=(empty): is no model name"),
@@ -111,5 +135,5 @@ async def test_help_has_examples_and_exit_codes() -> None:
     """The help of `replay` shows how to use it and every kind of SPEC."""
     code, out, _ = await loadgen("replay", "--help")
     assert code == 0
-    for part in ("examples:", "exit codes:", "bursty:base=B", "timestamps:FILE"):
+    for part in ("examples:", "exit codes:", "bursty:base=B", "timestamps:FILE", "tenant=NAME", "synthetic-day"):
         assert part in out

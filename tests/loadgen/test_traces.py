@@ -1,5 +1,7 @@
 """Traces: grammar, statistics, determinism and files."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import InputError
-from loadgen.spec import split_spec
+from loadgen.spec import shipped_trace, split_spec
 from loadgen.trace_files import read_minutes, read_timestamps
 from loadgen.traces import Times, describe, largest_within, make_arrivals, make_parts
 
@@ -129,6 +131,33 @@ def test_minutes_take_the_column_that_is_named(minutes: Path) -> None:
     np.testing.assert_array_equal(read_minutes(minutes, "some"), [0, 60, 60, 0])
     with pytest.raises(InputError, match=r"column=none: .*minute, all_rows, some"):
         read_minutes(minutes, "none")
+
+
+def test_the_shipped_day_is_what_its_script_makes(tmp_path: Path) -> None:
+    """The file is labelled as invented in its column, and the script makes it again, but for the last digit."""
+    path = tmp_path / "day.csv"
+    script = Path(__file__).parents[2] / "scripts" / "make_synthetic_day.py"
+    subprocess.run([sys.executable, script, "--out", path], check=True)
+    np.testing.assert_allclose(read_minutes(shipped_trace("synthetic-day")), read_minutes(path), atol=1)
+    assert path.read_text().startswith("minute,synthetic_requests\n1,")
+
+
+def test_the_shipped_day_has_the_shape_that_it_imitates() -> None:
+    """1,440 minutes of the paper's 6,400 q/s on average and 8,750 at most; the first of each hour are busier."""
+    counts = read_minutes(shipped_trace("synthetic-day"))
+    assert len(counts) == 1440
+    assert counts.mean() / 60 == pytest.approx(6400, rel=0.001)
+    assert counts.max() / counts.mean() == pytest.approx(8750 / 6400, rel=0.02)
+    assert counts[::60].mean() > 1.1 * counts.mean()
+
+
+def test_a_shipped_trace_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`minutes:synthetic-day` needs no path; a file of that name that is there comes first."""
+    monkeypatch.chdir(tmp_path)
+    times = make_arrivals("minutes:synthetic-day", rate=100, duration_s=10)
+    assert len(times) == pytest.approx(1000, rel=0.1)
+    Path("synthetic-day").write_text("minute,n\n1,1\n2,0\n")
+    assert (make_arrivals("minutes:synthetic-day", rate=100, duration_s=10) < 5).all()
 
 
 @pytest.fixture
