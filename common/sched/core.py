@@ -22,7 +22,8 @@
 #    last one ends, and no worker idles for a round trip. More than one is ahead only while predictions are shorter than
 #    the delay; if they are wrong, the cap is what bounds. All of these would start at the same moment: an idle worker
 #    surely, one about to be free if its prediction holds. So idle ones go first, then the fastest, the most accurate,
-#    and the first by name.
+#    and the first by name. Neither this rule nor the one above counts what a change of subnet costs (the profile's
+#    `actuation_us`, 0 in place): they would need to know the choice. The predicted free time does count it.
 #
 # 3) Ask the policy for subnet and rows, and pack: the head, then queries in EDF order while rows fit, passing over
 #    those that need more accuracy than the subnet has. Dispatch, and go to 1. The slack that the policy sees allows for
@@ -47,7 +48,7 @@ from typing import assert_never
 
 from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
 from common.sched.options import SchedulerOptions
-from common.sched.policies.base import Policy, View
+from common.sched.policies.base import Policy, View, learner_of
 from common.sched.queue import EdfQueue
 from common.sched.types import (
     Arrived,
@@ -90,6 +91,7 @@ class Scheduler:
         self.rate = ArrivalRate()
         self.residuals = Residuals()
         self.delay = DispatchDelay(self.options.ahead_floor_us, self.options.ahead_cap_us)
+        self._learner = learner_of(policy)
         self._queue = EdfQueue()
         self._workers: dict[str, Worker] = {}
         self._ready: tuple[Worker, ...] = ()
@@ -126,7 +128,7 @@ class Scheduler:
                 self._hello(event, now_us)
                 self._fill(now_us, out)
             case WorkerLost(worker):
-                self._lost(worker, out)
+                self._lost(worker, now_us, out)
                 self._fill(now_us, out)
             case WorkerDraining(worker):
                 self._drain(worker)
@@ -197,6 +199,8 @@ class Scheduler:
         self._queue.push(accepted)
         self.accepted += len(accepted)
         self.rate.add(rows, now_us)
+        if self._learner is not None:
+            self._learner.arrived(rows, now_us)
 
     def _finished(self, event: BatchDone) -> None:
         worker = self._workers.get(event.worker)
@@ -208,6 +212,8 @@ class Scheduler:
         self.residuals.add((event.finished_us - event.started_us) / item.expected_us)
         self._live.difference_update([query.id for query in item.batch.queries])
         self.done += len(item.batch.queries)
+        if self._learner is not None:
+            self._learner.finished(item.batch, event)
 
     def _hello(self, event: WorkerHello, now_us: int) -> None:
         cheapest = event.profile.index(self.policy.cheapest(event.profile))
@@ -233,7 +239,7 @@ class Scheduler:
         self._next_batch = max(self._next_batch, batch.id + 1)
         worker.assign(replace(batch, worker=worker.name, queries=queries), now_us, 0)
 
-    def _lost(self, name: str, out: list[Command]) -> None:
+    def _lost(self, name: str, now_us: int, out: list[Command]) -> None:
         worker = self._workers.pop(name, None)
         if worker is None:
             return
@@ -242,7 +248,7 @@ class Scheduler:
             for query in item.batch.queries:
                 blamed = query._replace(attempts=query.attempts + 1) if position == 0 else query
                 if blamed.attempts >= self.options.max_attempts:
-                    self._reject(blamed, "poison", out)
+                    self._reject(blamed, "poison", now_us, out)
                 else:
                     self._queue.push((blamed,))
 
@@ -269,7 +275,7 @@ class Scheduler:
             if late:
                 place = self._place(head, 2 * NEVER, now_us)
             if place.hopeless is not None:
-                self._reject(self._queue.pop(), place.hopeless, out)
+                self._reject(self._queue.pop(), place.hopeless, now_us, out)
             elif place.worker is not None:
                 self._dispatch(place.worker, late, now_us, out)
             else:
@@ -318,10 +324,11 @@ class Scheduler:
             overrun = self.residuals.quantile(self.options.start_quantile, prior=1.0) - 1.0
             start_us = worker.start_us(now_us + self.delay.us, overrun)
             slack_us = head.deadline_us - self.options.reply_margin_us - start_us
-            ready, rate, residuals = self._ready, self.rate, self.residuals
-            choice = self.policy.choose(View(now_us, start_us, slack_us, self._queue, worker, ready, rate, residuals))
+            estimates = self.rate, self.residuals, self._learner
+            view = View(now_us, start_us, slack_us, self._queue, worker, self._ready, *estimates)
+            choice = self.policy.choose(view)
             if choice is None and self.options.late == "drop":
-                self._reject(self._queue.pop(), "late", out)
+                self._reject(self._queue.pop(), "late", now_us, out)
                 return
         if choice is None:
             choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), worker.profile.max_batch)
@@ -331,7 +338,9 @@ class Scheduler:
         worker.assign(batch, now_us, self.delay.us)
         out.append(Dispatch(batch))
 
-    def _reject(self, query: Query, reason: Reason, out: list[Command]) -> None:
+    def _reject(self, query: Query, reason: Reason, now_us: int, out: list[Command]) -> None:
         self._live.discard(query.id)
         self.rejected += 1
+        if self._learner is not None:
+            self._learner.rejected(query, reason, now_us)
         out.append(Reject(query, reason))

@@ -3,7 +3,7 @@
 A profile is measured by the worker on its own device, or shipped as JSON:
 
     {"format": 1, "device": "...", "executor": "torch", "model": "...", "precision": "fp32", "threads": 1,
-     "versions": {...}, "runs": 50, "batch_sizes": [1, 2, 4, 8, 16],
+     "versions": {...}, "runs": 50, "actuation_us": 0, "batch_sizes": [1, 2, 4, 8, 16],
      "subnets": [{"id": "73.82", "accuracy": 73.82, "median_us": [...], "p95_us": [...]}, ...]}
 
 Between batch sizes latency is interpolated linearly; beyond the largest, which only a single oversized query reaches,
@@ -45,7 +45,9 @@ class Profile:
     """Subnets by ascending accuracy, with latencies for ascending batch sizes, on one device.
 
     Raises ProfileError on construction if batch sizes or subnets are missing, repeated, not positive or of unequal
-    length. Two profiles are equal if their measurements are. model: "" where it was not written down.
+    length. Two profiles are equal if their measurements are. model: "" where it was not written down. actuation_us:
+    what a change of subnet costs before a batch: 0 for SubNetAct, whose microseconds are noise, and large for systems
+    that load models.
     """
 
     device: str
@@ -57,6 +59,7 @@ class Profile:
     versions: tuple[tuple[str, str], ...] = ()
     model: str = ""
     precision: str = "fp32"
+    actuation_us: int = 0
     repairs: tuple[str, ...] = field(init=False, compare=False)
     _accuracies: tuple[float, ...] = field(init=False, repr=False, compare=False)
     _index: dict[str, int] = field(init=False, repr=False, compare=False)
@@ -67,6 +70,8 @@ class Profile:
 
     def __post_init__(self) -> None:
         _check(self.batch_sizes, self.subnets)
+        if self.actuation_us < 0:
+            raise ProfileError(f"actuation_us: expected at least 0, got {self.actuation_us}")
         repairs: list[str] = []
         subnets = sorted((_repair(subnet, self.batch_sizes, repairs) for subnet in self.subnets), key=_by_accuracy)
         derived = {
@@ -86,7 +91,8 @@ class Profile:
             floor.append(tuple(map(min, row, floor[-1])))
         object.__setattr__(self, "_floor", tuple(reversed(floor)))
         # Policies cache tables per profile: hashing every latency on each lookup would cost more than the decision.
-        object.__setattr__(self, "_hash", hash((self.device, self.executor, self.batch_sizes, self.subnets)))
+        measured = (self.device, self.executor, self.batch_sizes, self.subnets, self.actuation_us)
+        object.__setattr__(self, "_hash", hash(measured))
 
     def __hash__(self) -> int:
         return self._hash
@@ -157,6 +163,7 @@ class Profile:
             versions=tuple(sorted((str(k), str(v)) for k, v in _get(data, "versions", dict, {}).items())),
             model=_get(data, "model", str, ""),
             precision=_get(data, "precision", str, "fp32"),
+            actuation_us=_get(data, "actuation_us", int, 0),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,6 +177,7 @@ class Profile:
             "threads": self.threads,
             "versions": dict(self.versions),
             "runs": self.runs,
+            "actuation_us": self.actuation_us,
             "batch_sizes": list(self.batch_sizes),
             "subnets": [
                 {"id": s.id, "accuracy": s.accuracy, "median_us": list(s.median_us), "p95_us": list(s.p95_us)}

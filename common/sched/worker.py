@@ -26,12 +26,13 @@ class Worker:
 
     `cheapest` is the index of the cheapest subnet that the policy ever uses here, and `floors_us[rows]` the least
     median latency from it on, up to the profile's largest batch. `correction` is the smoothed ratio of observed latency
-    to the profile's median, with which every prediction is multiplied.
+    to the profile's median, with which every prediction is multiplied. `subnet` is that of the batch dispatched last,
+    "" before the first.
     """
 
     __slots__ = (
         *("_finished", "_rank", "batches", "cheapest", "correction", "draining"),
-        *("floors_us", "free_us", "name", "profile"),
+        *("floors_us", "free_us", "name", "profile", "subnet"),
     )
 
     def __init__(self, name: str, profile: Profile, cheapest: int) -> None:
@@ -39,6 +40,7 @@ class Worker:
         self.batches: dict[int, Outstanding] = {}
         self.free_us = 0
         self.correction = 1.0
+        self.subnet = ""
         self._finished = 0
         self.draining = False
         self.update(profile, cheapest)
@@ -81,16 +83,27 @@ class Worker:
         return max(ready_us, self.free_us + round(running.expected_us * overrun))
 
     def assign(self, batch: Batch, now_us: int, delay_us: int) -> None:
-        """Add a batch dispatched now, and move the moment when the worker is predicted to be free."""
+        """Add a batch dispatched now, and move the moment when the worker is predicted to be free.
+
+        A batch of another subnet than the one before, as the first one is, costs the profile's actuation as well.
+        """
         median_us = self.profile.latency_us(batch.subnet, max(1, batch.rows))
         expected_us = max(1, round(median_us * self.correction))
+        if batch.subnet != self.subnet:
+            expected_us += self.profile.actuation_us
+            self.subnet = batch.subnet
         found_idle = not self.batches and self.free_us <= now_us
         ready_us = now_us + delay_us
         self.free_us = (ready_us if ready_us > self.free_us else self.free_us) + expected_us
         self.batches[batch.id] = Outstanding(batch, now_us, ready_us, expected_us, found_idle)
 
     def finish(self, done: BatchDone) -> Outstanding | None:
-        """Remove a finished batch, correct predictions by what it took, and return it; None if it is not here."""
+        """Remove a finished batch, correct predictions by what it took, and return it; None if it is not here.
+
+        The ratio of the whole is taken for that of the inference. Where a change of subnet is part of both, that is
+        right once the prediction is; until then it moves the less the more of the time the change makes up, so that
+        loading which takes a tenth longer once does not double the inference.
+        """
         outstanding = self.batches.pop(done.batch, None)
         if outstanding is None:
             return None

@@ -8,6 +8,7 @@ from common.sched.estimators import ArrivalRate, Residuals
 from common.sched.eventlog import EventLog, replay
 from common.sched.options import SchedulerOptions
 from common.sched.policies import View, parse_policy
+from common.sched.policies.base import Learner
 from common.sched.profile import Profile, Subnet
 from common.sched.queue import EdfQueue
 from common.sched.types import Arrived, Batch, BatchDone, Command, Dispatch, Event, Query, Reject, WakeAt, WorkerHello
@@ -104,9 +105,11 @@ def ids(batch: Batch) -> list[int]:
     return [item.id for item in batch.queries]
 
 
-def make_view(profile: Profile, queries: Sequence[Query], slack_us: int, cheapest: int = 0) -> View:
+def make_view(
+    profile: Profile, queries: Sequence[Query], slack_us: int, cheapest: int = 0, learned: Learner | None = None
+) -> View:
     """Show a policy one idle worker, these queries, and a head with that much slack."""
     queue = EdfQueue()
     queue.push(queries)
     worker = Worker("w", profile, cheapest)
-    return View(0, 0, slack_us, queue, worker, (worker,), ArrivalRate(), Residuals())
+    return View(0, 0, slack_us, queue, worker, (worker,), ArrivalRate(), Residuals(), learned)

@@ -33,7 +33,7 @@ def test_log_is_one_json_object_a_line(start: Start) -> None:
     core.arrive(query(1), now_us=5)
     header, event = (json.loads(line) for line in core._lines)
     assert header["format"] == 1
-    assert header["policy"] == "fixed:subnet=small,quantile=p95,late=shed"
+    assert header["policy"] == "fixed:quantile=p95,late=shed,subnet=small"
     assert header["options"]["reply_margin_us"] == 700
     assert event == {"now_us": 5, "event": "arrived", "queries": [[1, 0, 1_000_000, 1, 0.0, 0, 0]]}
 

@@ -1,5 +1,6 @@
 """Random events against a model that knows only where each query may be."""
 
+from dataclasses import replace
 from typing import Literal
 
 from hypothesis import settings
@@ -22,8 +23,11 @@ from common.sched.types import (
 )
 from tests.sched.harness import PROFILE, SMALL, Harness, make_profile, slower
 
-PROFILES = (PROFILE, slower(PROFILE, 3), make_profile(SMALL))
-SPECS = ("slackfit", "maxbatch", "fixed:smallest", "slackfit:buckets=2,edge=upper,quantile=p95")
+PROFILES = (PROFILE, slower(PROFILE, 3), make_profile(SMALL), replace(PROFILE, actuation_us=15_000))
+SPECS = (
+    *("slackfit", "maxbatch", "fixed:smallest", "slackfit:buckets=2,edge=upper,quantile=p95"),
+    *("infaas:70", "coarse:maxbatch", "proteus:period_s=0.1", "brownout:window_ms=20"),
+)
 LATE: tuple[Literal["drop", "serve"], ...] = ("drop", "serve")
 WORKERS = ("a", "b", "c")
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.sched.policies import PolicyError, View, available, parse_policy, spec_of
+from common.sched.policies.base import learner_of
 from common.sched.profile import Profile, Subnet
 from common.sched.types import Choice
 from tests.sched.harness import BIG, PROFILE, SMALL, Harness, dispatched, make_profile, make_view, query
@@ -19,12 +20,19 @@ SPECS = {
     "maxbatch": "maxbatch",
     "maxacc": "maxacc",
     "fixed": "fixed:smallest",
+    "infaas": "infaas",
+    "coarse": "coarse:slackfit:quantile=p95",
+    "proteus": "proteus",
+    "brownout": "brownout",
 }
 MORE = [
     "fixed:largest,late=drain",
     "slackfit:buckets=1,quantile=p95",
     "slackfit:buckets=500,empty=best,quantile=p95",
     "slackfit:late=shrink,quantile=p95",
+    "infaas:70",
+    "coarse:brownout:late=shrink,quantile=median",
+    "proteus:period_s=30,late=drain",
 ]
 ALL = [*SPECS.values(), *MORE]
 UNKNOWN = 1.5  # what learned margins assume a batch to take over its median while none was seen
@@ -35,6 +43,11 @@ def allowed_us(spec: str, profile: Profile, subnet: str, rows: int) -> float:
     if spec.startswith("foresight"):
         return profile.latency_us(subnet, rows) * UNKNOWN
     return profile.latency_us(subnet, rows, "p95")
+
+
+def last_resort(spec: str, profile: Profile) -> str:
+    """The subnet below which a policy that has seen nothing lets the head go: a brownout's level is the top then."""
+    return profile.largest if "brownout" in spec else parse_policy(spec).cheapest(profile)
 
 
 latencies = st.lists(st.integers(1, 50_000), min_size=3, max_size=3).map(lambda us: tuple(sorted(us)))
@@ -67,12 +80,13 @@ def test_choice_is_legal(spec: str, profile: Profile, slack_us: int, rows: list[
     min_accuracy = profile.subnets[min(demand, len(profile.subnets) - 1)].accuracy
     queries = [query(i, i, rows=n, min_accuracy=min_accuracy) for i, n in enumerate(rows)]
     policy = parse_policy(spec)
-    view = make_view(profile, queries, slack_us, profile.index(policy.cheapest(profile)))
+    view = make_view(profile, queries, slack_us, profile.index(policy.cheapest(profile)), learner_of(policy))
     choice = policy.choose(view)
     assert policy.choose(view) == choice
     assert len(view.queue) == len(rows)
     if choice is None:
-        cheapest = profile.subnets[view.worker.eligible(min_accuracy)].id
+        resort = max(profile.index(last_resort(spec, profile)), view.worker.eligible(min_accuracy))
+        cheapest = profile.subnets[resort].id
         assert allowed_us(spec, profile, cheapest, max(rows[0], min(sum(rows), profile.max_batch))) > slack_us
         return
     assert profile.accuracy(choice.subnet) >= min_accuracy
@@ -87,9 +101,9 @@ def test_lone_query_is_served_in_time_if_the_cheapest_can(
 ) -> None:
     """With one query queued, the choice fits its slack, as the policy counts, whenever the cheapest subnet does."""
     policy = parse_policy(spec)
-    cheapest = policy.cheapest(profile)
-    choice = policy.choose(make_view(profile, [query(1, rows=rows)], slack_us, profile.index(cheapest)))
-    if allowed_us(spec, profile, cheapest, rows) <= slack_us:
+    cheapest = profile.index(policy.cheapest(profile))
+    choice = policy.choose(make_view(profile, [query(1, rows=rows)], slack_us, cheapest, learner_of(policy)))
+    if allowed_us(spec, profile, last_resort(spec, profile), rows) <= slack_us:
         assert choice is not None
         assert allowed_us(spec, profile, choice.subnet, rows) <= slack_us
 
@@ -153,6 +167,33 @@ def test_fixed_rises_to_the_accuracy_demanded() -> None:
     """A query that demands more than the fixed subnet has is served by the cheapest that reaches it."""
     view = make_view(PROFILE, [query(1, min_accuracy=75.0)], 100_000)
     assert parse_policy("fixed:small").choose(view) == Choice("big", 4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "slack_us", "min_accuracy", "choice"),
+    [
+        ("infaas", 100_000, 0.0, Choice("small", 4)),
+        ("infaas", 13_000, 0.0, Choice("small", 2)),
+        ("infaas:70.5", 54_999, 0.0, Choice("big", 3)),
+        ("infaas", 54_999, 70.5, Choice("big", 3)),
+        ("infaas:70,quantile=median", 50_000, 80.0, Choice("big", 4)),
+        ("infaas:accuracy=80", 21_999, 0.0, None),
+        ("infaas:accuracy=80,late=shrink", 21_999, 0.0, Choice("big", 1)),
+    ],
+)
+def test_infaas_takes_the_cheapest_above_the_floor(
+    spec: str, slack_us: int, min_accuracy: float, choice: Choice | None
+) -> None:
+    """The least accurate subnet that reaches the policy's floor and the head's runs the largest batch that fits."""
+    policy = parse_policy(spec)
+    queries = [query(i, min_accuracy=min_accuracy) for i in range(9)]
+    assert policy.choose(make_view(PROFILE, queries, slack_us, PROFILE.index(policy.cheapest(PROFILE)))) == choice
+
+
+def test_infaas_needs_a_subnet_above_the_floor() -> None:
+    """A floor that no subnet of a profile reaches is refused with the profile, the floor and the best there is."""
+    with pytest.raises(PolicyError, match=r"infaas: accuracy: no subnet of 'test' reaches 80\.5, the best has 80\.0"):
+        parse_policy("infaas:80.5").cheapest(PROFILE)
 
 
 # Medians by hand: small 10, 12, 14, 16 and big 20, 30, 40, 50 ms for 1 to 4 rows. Four buckets of 10 ms, from 10 to 50,
@@ -282,7 +323,7 @@ def test_a_file_that_fails_is_no_policy(
         parse_policy("failing_policy:Mine")
 
 
-@pytest.mark.parametrize("spec", [*ALL, "fixed:big,late=shrink,quantile=median", "slackfit:margin=0.999,buckets=64"])
+@pytest.mark.parametrize("spec", [*ALL, "fixed:big,late=shrink,quantile=median", f"coarse:{__name__}:Halves:share=1"])
 def test_spec_is_read_back(spec: str) -> None:
     """The full spec of a policy, every option spelled out, parses to an equal policy."""
     policy = parse_policy(spec)
@@ -294,7 +335,8 @@ def test_spec_is_read_back(spec: str) -> None:
     [
         (
             "slickfit",
-            "unknown 'slickfit', expected one of foresight, slackfit, maxbatch, maxacc, fixed, or module:Class of your",
+            "unknown 'slickfit', expected one of foresight, slackfit, maxbatch, maxacc, fixed, infaas, coarse, proteus, "
+            "brownout, or module:Class of your",
         ),
         ("", "unknown '', expected one of"),
         ("slackfit:bucket=3", "slackfit: unknown option 'bucket', expected one of buckets, batches"),
@@ -317,6 +359,20 @@ def test_spec_is_read_back(spec: str) -> None:
         (f"{__name__}:UNKNOWN", "expected a dataclass with cheapest and choose, got 1.5"),
         (f"{__name__}:Halves:share=much", "Halves: share: expected float, got 'much'"),
         (f"{__name__}:Halves:part=1", "Halves: unknown option 'part', expected one of share"),
+        ("infaas:high", "infaas: accuracy: expected float, got 'high'"),
+        ("infaas:101", "infaas: accuracy: expected percent between 0 and 100, got 101.0"),
+        ("coarse", "coarse: needs policy, as in coarse:<policy>"),
+        ("coarse:slickfit", "policy: unknown 'slickfit', expected one of"),
+        ("coarse:slackfit:buckets=0;late=shed", "slackfit: buckets: expected 1 to 100000, got 0"),
+        ("coarse:slackfit:late=shed,buckets=4", "coarse: unknown option 'buckets', expected one of policy, quantile"),
+        ("coarse:coarse:slackfit", "coarse: policy: cannot be coarse itself, got 'coarse:slackfit'"),
+        ("coarse:tests.nowhere:Mine:share=1", "policy: tests.nowhere:Mine: No module named 'tests.nowhere'"),
+        ("proteus:period_s=0", "proteus: period_s: .* got 0.0"),
+        ("proteus:gain=0", "proteus: gain: .* got 0.0"),
+        ("proteus:headroom=nan", "proteus: headroom: .* got nan"),
+        ("brownout:window_ms=0", "brownout: window_ms: .* got 0.0"),
+        ("brownout:tail=1", "brownout: tail: .* got 1.0"),
+        ("brownout:low=0.9", "brownout: low: expected 0 to high, which is 0.8, got 0.9"),
         ("fixed", "fixed: needs subnet, as in fixed:<subnet>"),
         ("fixed:", "fixed: needs subnet"),
         ("fixed:late=drain", "fixed: needs subnet"),

@@ -89,10 +89,22 @@ def test_shipped_profile_is_the_formula() -> None:
 
 def test_json_form_is_read_back_to_an_equal_profile() -> None:
     """`from_dict` and `to_dict` are inverse, through JSON; equal profiles have equal hashes."""
-    profile = Profile("cpu", "torch", (1, 2, 4), (SMALL, BIG), threads=2, runs=50, versions=(("torch", "2.6"),))
+    versions = (("torch", "2.6"),)
+    profile = Profile("cpu", "torch", (1, 2, 4), (SMALL, BIG), 2, 50, versions, actuation_us=9)
     again = Profile.from_dict(json.loads(json.dumps(profile.to_dict())))
     assert again == profile
     assert hash(again) == hash(profile)
+
+
+def test_actuation_is_part_of_a_profile() -> None:
+    """A profile that does not tell what a change of subnet costs has 0, and is not equal to one that has a cost."""
+    data = PROFILE.to_dict()
+    del data["actuation_us"]
+    assert Profile.from_dict(data).actuation_us == 0
+    slow = Profile.from_dict(data | {"actuation_us": 100_000})
+    assert slow.actuation_us == 100_000
+    assert slow != PROFILE
+    assert hash(slow) != hash(PROFILE)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +114,8 @@ def test_json_form_is_read_back_to_an_equal_profile() -> None:
         ({"device": None}, "device: expected str, got None"),
         ({"executor": "gpu"}, "executor: expected torch or emulated, got 'gpu'"),
         ({"threads": "two"}, "threads: expected int, got 'two'"),
+        ({"actuation_us": -1}, "actuation_us: expected at least 0, got -1"),
+        ({"actuation_us": 0.5}, "actuation_us: expected int, got 0.5"),
         ({"batch_sizes": [1, 1, 2]}, r"batch_sizes: .* got \[1, 1, 2\]"),
         ({"batch_sizes": [1, 2.5, 4]}, r"batch_sizes: .* got \[1, 2.5, 4\]"),
         ({"batch_sizes": []}, r"batch_sizes: .* got \[\]"),

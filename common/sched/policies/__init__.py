@@ -1,7 +1,8 @@
 """Policies: one file each, one registry, one way to name them.
 
 A spec is `name`, or `name:` and comma-separated options: `slackfit:buckets=16,quantile=p95`, `fixed:smallest`,
-`fixed:73.82,late=shrink`. An option that needs no name comes first. Values cannot contain a comma.
+`fixed:73.82,late=shrink`. An option that needs no name comes first. Values cannot contain a comma: a policy inside
+another one has `;` in its place, as in `coarse:slackfit:buckets=4;quantile=median`.
 
 A policy of the user's own is named by where it can be imported from: `package.module:Class`, and behind a second colon
 its options. It is a frozen dataclass with `cheapest` and `choose` (`base.Policy`), and needs no registration.
@@ -14,10 +15,14 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.sched.policies.base import Policy, PolicyError, View
+from common.sched.policies.brownout import Brownout
+from common.sched.policies.coarse import Coarse
 from common.sched.policies.fixed import Fixed
 from common.sched.policies.foresight import Foresight
+from common.sched.policies.infaas import Infaas
 from common.sched.policies.maxacc import MaxAcc
 from common.sched.policies.maxbatch import MaxBatch
+from common.sched.policies.proteus import Proteus
 from common.sched.policies.slackfit import SlackFit
 
 __all__ = ["Policy", "PolicyError", "View", "available", "parse_policy", "spec_of"]
@@ -28,6 +33,10 @@ _REGISTRY: dict[str, type[Any]] = {
     "maxbatch": MaxBatch,
     "maxacc": MaxAcc,
     "fixed": Fixed,
+    "infaas": Infaas,
+    "coarse": Coarse,
+    "proteus": Proteus,
+    "brownout": Brownout,
 }
 
 
@@ -46,7 +55,7 @@ def parse_policy(spec: str) -> Policy:
     given: dict[str, Any] = {}
     for position, item in enumerate(rest.split(",") if rest else []):
         key, equals, text = item.partition("=")
-        if not equals:
+        if not equals or ":" in key:
             unnamed = [option.name for option in legal.values() if position == 0 and option.metadata.get("positional")]
             key, text = (unnamed[0], item) if unnamed else (item, "")
         if key not in legal:

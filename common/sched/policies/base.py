@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 from common.sched.estimators import ArrivalRate, Residuals
 from common.sched.profile import Profile, Quantile
 from common.sched.queue import EdfQueue
-from common.sched.types import Choice, Query
+from common.sched.types import Batch, BatchDone, Choice, Query, Reason
 from common.sched.worker import Worker
 
 Late: TypeAlias = Literal["shed", "drain", "shrink"]
@@ -21,13 +21,30 @@ class PolicyError(ValueError):
     """A policy's spec is wrong, or the policy cannot work with a worker's profile; the message says what is legal."""
 
 
+class Learner:
+    """A policy's estimator of its own. The core holds it and tells it what happens; the policy reads it in its view.
+
+    It may change only by what it is told and by views that it is shown, so that a log replays exactly. A subclass
+    overrides what it needs.
+    """
+
+    def arrived(self, rows: int, now_us: int) -> None:
+        """Rows were admitted to the queue."""
+
+    def finished(self, batch: Batch, done: BatchDone) -> None:
+        """A batch came back, between the times that `done` tells."""
+
+    def rejected(self, query: Query, reason: Reason, now_us: int) -> None:
+        """A query that had been admitted was given up."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """The state of the system when one worker is about to be filled. The queue is not empty.
 
     `start_us` is when that worker can start the batch; `slack_us` the time it then has until the head's deadline,
     less the margin for the reply (the paper's theta). `workers` are all that take batches, with their profiles and
-    `free_us`.
+    `free_us`. `learned` is what the policy's `learner()` made, None for a policy without.
     """
 
     now_us: int
@@ -38,6 +55,7 @@ class View:
     workers: Collection[Worker]
     rate: ArrivalRate
     residuals: Residuals
+    learned: Learner | None = None
 
     @property
     def head(self) -> Query:
@@ -51,7 +69,10 @@ class View:
 
 
 class Policy(Protocol):
-    """Decides subnet and batch size. A frozen dataclass without state of its own, so that a view alone tests it."""
+    """Decides subnet and batch size. A frozen dataclass without state of its own, so that a view alone tests it.
+
+    One that needs an estimator of its own has a method `learner() -> Learner` besides, which the core calls once.
+    """
 
     def cheapest(self, profile: Profile) -> str:
         """Return the cheapest subnet the policy ever uses: a query that cannot make it there is late.
@@ -82,11 +103,32 @@ class Fitting:
         """Return the smallest subnet."""
         return profile.smallest
 
+    def serve(self, view: View, index: int) -> Choice | None:
+        """Return the largest batch that fits of a subnet, or of the cheapest that reaches what the head demands."""
+        index = max(index, view.worker.eligible(view.head.min_accuracy))
+        return largest_batch(view, index, self.quantile) or late_choice(view, self.late)
+
+
+def learner_of(policy: Policy) -> Learner | None:
+    """Return a fresh learner for a policy, None for one without."""
+    make = getattr(policy, "learner", None)
+    learner: Learner | None = make() if make else None
+    return learner
+
 
 def fitting_rows(profile: Profile, subnet: int, budget_us: float, quantile: Quantile) -> int:
     """Return the largest batch, at most `max_batch`, that the subnet runs within the budget; 0 if none."""
     latencies = profile.latencies(quantile)[subnet]
     return bisect_right(latencies, budget_us, lo=1) - 1
+
+
+def largest_batch(view: View, index: int, quantile: Quantile) -> Choice | None:
+    """Return a subnet with the largest batch that fits the head's slack; None if the head does not."""
+    profile, head = view.profile, view.head
+    rows = fitting_rows(profile, index, view.slack_us, quantile)
+    if rows < min(head.rows, profile.max_batch):
+        return None
+    return Choice(profile.subnets[index].id, max(rows, head.rows))
 
 
 def most_accurate(profile: Profile, rows: int, budget_us: float, quantile: Quantile) -> int:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from common.sched.policies.base import Late, PolicyError, View, fitting_rows, late_choice
-from common.sched.profile import Profile, Quantile
+from common.sched.policies.base import Fitting, PolicyError, View
+from common.sched.profile import Profile
 from common.sched.types import Choice
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class Fixed(Fitting):
     """One subnet for all; the largest batch that fits the head's slack.
 
-    Stands for Clipper, Clockwork and TF-Serving, and with `smallest` for INFaaS without accuracy thresholds. A query
-    that demands more accuracy than the subnet has gets the cheapest subnet that reaches it.
+    Stands for Clipper, Clockwork and TF-Serving. A query that demands more accuracy than the subnet has gets the
+    cheapest subnet that reaches it.
     """
 
-    subnet: str = field(metadata={"doc": "id of the subnet, or `smallest` or `largest`", "positional": True})
-    quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile must fit the slack"})
-    late: Late = field(
-        default="shed",
-        metadata={"doc": "no batch fits: let the head go, run the largest batch, or what the median allows"},
+    subnet: str = field(
+        kw_only=True, metadata={"doc": "id of the subnet, or `smallest` or `largest`", "positional": True}
     )
 
     def cheapest(self, profile: Profile) -> str:
@@ -34,9 +31,4 @@ class Fixed:
 
     def choose(self, view: View) -> Choice | None:
         """Return the subnet with the largest batch that fits."""
-        profile, head = view.profile, view.head
-        index = view.worker.eligible(head.min_accuracy)
-        rows = fitting_rows(profile, index, view.slack_us, self.quantile)
-        if rows < min(head.rows, profile.max_batch):
-            return late_choice(view, self.late)
-        return Choice(profile.subnets[index].id, max(rows, head.rows))
+        return self.serve(view, view.worker.cheapest)
