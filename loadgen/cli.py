@@ -12,6 +12,7 @@ from rich.console import Console
 
 from loadgen import spec
 from loadgen.errors import InputError, LoadgenError
+from loadgen.evaluation.evaluate import SYNTHETIC_DAY, EvaluateOptions, evaluate
 from loadgen.plot import plot, plot_trace, require_matplotlib
 from loadgen.replay import ReplayOptions, replay
 from loadgen.report import Report
@@ -43,6 +44,15 @@ examples:
   loadgen simulate --policy foresight --policy slackfit --policy fixed:smallest --jitter 0.1 --plot both.png \\
       --trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 20
   loadgen simulate --trace minutes:maf.csv --rate 6400 --duration 120 --kill worker-3@60 --join worker-7@90
+"""
+_EVALUATED = """
+`report.md` holds tables and plots like the paper's, its figures beside ours; `summary.json` holds the figures. Needs
+the extra `evaluate`. Minutes on two cores; --quick: under one.
+
+examples:
+  loadgen evaluate --out out/evaluation
+  loadgen evaluate --out out/evaluation --maf minutes:maf.csv,column=all_rows
+  loadgen evaluate --out out/quick --quick
 """
 
 
@@ -134,6 +144,15 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    require_matplotlib()
+    options = EvaluateOptions(out=arguments.out, maf=arguments.maf, quick=arguments.quick)
+    with counter(Console(stderr=True)) as count:
+        evaluate(options, count("evaluate"))
+    print(f"written: {arguments.out / 'report.md'}, summary.json and the plots beside it")
+    return 0
+
+
 def _trace(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
     parts = make_parts(arguments.spec, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
@@ -212,6 +231,17 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     simulation.set_defaults(run=_simulate)
     _add_world(simulation)
+
+    evaluation = _command(
+        commands, "evaluate", "Run the paper's evaluation, and what goes past it, in the simulator.", _EVALUATED
+    )
+    evaluation.set_defaults(run=_evaluate)
+    evaluation.add_argument("--out", type=Path, required=True, metavar="DIR", help="report, plots and summary.json")
+    evaluation.add_argument(
+        "--maf", default=SYNTHETIC_DAY, metavar="SPEC",
+        help="the day of requests, as minutes:FILE; default: a synthetic one that is shipped (%(default)s)",
+    )  # fmt: skip
+    evaluation.add_argument("--quick", action="store_true", help="short traces: a look in under a minute")
 
     trace = _command(commands, "trace", "Show what a trace is like before anything is sent.", _SPECS)
     trace.set_defaults(run=_trace)

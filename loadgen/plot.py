@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by the colour-blind; with line styles they survive a black-and-white print too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LEFT, _RIGHT = 0.06, 0.985  # of the figure's width
-_LINES = ("-", "--", "-.", ":")
-_GREY, _LIGHT_GREY = "#666666", "#a0a0a0"
+LINES = ("-", "--", "-.", ":")
+GREY, _LIGHT_GREY = "#666666", "#a0a0a0"
 _RATE_BINS = 300
 _MOST_LAYERS = 7
 _LEGEND_COLUMNS = 4
@@ -52,8 +52,8 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
     be written.
     """
     heads = list(names or run_names(reports))
-    with _style():
-        figure = _figure(12.5, 7.8, top=1.0)
+    with plot_style():
+        figure = new_figure(12.5, 7.8, top=1.0)
         grid = figure.add_gridspec(4, 2, width_ratios=(1.55, 1), hspace=0.42, wspace=0.16)
         load = figure.add_subplot(grid[0, 0])
         over_time = [load, *(figure.add_subplot(grid[row, 0], sharex=load) for row in (1, 2, 3))]
@@ -76,21 +76,21 @@ def plot(reports: Sequence[Report], path: Path, names: Sequence[str] | None = No
         _draw_summary(figure.add_subplot(grid[3, 1]), reports, heads)
         handles, labels = over_time[3].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper left", ncols=4, bbox_to_anchor=(_LEFT - 0.01, 0.96), handlelength=3)
-        _save(figure, path, _title(reports))
+        save_figure(figure, path, _title(reports))
 
 
 def plot_trace(parts: Sequence[Part], stats: TraceStats, trace: str, path: Path) -> None:
     """Draw a trace: who sends when, the distribution of its gaps, and its burstiness. Raises as `plot` does."""
-    with _style():
+    with plot_style():
         layers = _layers(parts)
         legend_rows = math.ceil((len(layers) + 1) / _LEGEND_COLUMNS) if len(layers) > 1 else 0
-        figure = _figure(11, 6.8, top=0.75 + 0.2 * legend_rows)
+        figure = new_figure(11, 6.8, top=0.75 + 0.2 * legend_rows)
         grid = figure.add_gridspec(2, 2, hspace=0.42, wspace=0.16)
         arrivals = np.sort(np.concatenate([part.times for part in parts]))
         _draw_parts(figure.add_subplot(grid[0, :]), layers, stats)
         _draw_gaps(figure.add_subplot(grid[1, 0]), arrivals, stats)
         _draw_dispersion(figure.add_subplot(grid[1, 1]), stats)
-        _save(figure, path, _short(trace))
+        save_figure(figure, path, _short(trace))
 
 
 def _draw_parts(axes: Axes, layers: Mapping[str, Times], stats: TraceStats) -> None:
@@ -101,11 +101,11 @@ def _draw_parts(axes: Axes, layers: Mapping[str, Times], stats: TraceStats) -> N
     )
     edges = np.append(np.arange(math.ceil(stats.duration_s / bin_s - 1e-9)) * bin_s, stats.duration_s)
     below = np.zeros(len(edges) - 1)
-    for colour, (name, times) in zip((*_COLOURS[:-1], _LIGHT_GREY), layers.items(), strict=False):
+    for colour, (name, times) in zip((*COLOURS[:-1], _LIGHT_GREY), layers.items(), strict=False):
         above = below + np.bincount(window_of(times, bin_s), minlength=len(below))[: len(below)] / np.diff(edges)
         axes.stairs(above, edges, baseline=below, fill=True, color=colour, alpha=0.85, label=name)
         below = above
-    axes.axhline(stats.mean_qps, color=_GREY, linewidth=1, linestyle="--", label="mean of all")
+    axes.axhline(stats.mean_qps, color=GREY, linewidth=1, linestyle="--", label="mean of all")
     axes.set_xlabel("time, s")
     axes.set_xlim(0, stats.duration_s)
     axes.set_ylim(0, float(below.max()) * 1.05)
@@ -147,10 +147,10 @@ def _draw_gaps(axes: Axes, arrivals: Times, stats: TraceStats) -> None:
         mean = float(gaps_ms.mean())
         least = max(mean / 1000, 1e-4)  # shorter ones are drawn at the left edge
         axes.plot(
-            np.maximum(gaps_ms, least), np.arange(1, len(gaps_ms) + 1) / len(gaps_ms), color=_COLOURS[0], linewidth=1.6
+            np.maximum(gaps_ms, least), np.arange(1, len(gaps_ms) + 1) / len(gaps_ms), color=COLOURS[0], linewidth=1.6
         )
         times = np.geomspace(least, max(float(gaps_ms[-1]), 7 * mean), 200)
-        axes.plot(times, -np.expm1(-times / mean), color=_GREY, linewidth=1, linestyle="--", label="Poisson")
+        axes.plot(times, -np.expm1(-times / mean), color=GREY, linewidth=1, linestyle="--", label="Poisson")
         axes.set_xscale("log")
         axes.set_xlim(times[0], times[-1])
         axes.xaxis.set_major_formatter("{x:g}")
@@ -166,8 +166,8 @@ def _draw_dispersion(axes: Axes, stats: TraceStats) -> None:
     axes.set_ylabel("variance / mean (log scale)")
     windows_ms = [window_s * 1000 for window_s in stats.dispersion]
     values = np.maximum(list(stats.dispersion.values()), _LEAST_DISPERSION)
-    axes.axhline(1, color=_GREY, linewidth=1, linestyle="--", label="Poisson: 1")
-    axes.plot(windows_ms, values, color=_COLOURS[0], linewidth=1.6, marker="o", markersize=4)
+    axes.axhline(1, color=GREY, linewidth=1, linestyle="--", label="Poisson: 1")
+    axes.plot(windows_ms, values, color=COLOURS[0], linewidth=1.6, marker="o", markersize=4)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.9, 1100)
@@ -184,8 +184,8 @@ def _draw_load(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> N
     same = all(report.series.arrivals_qps == reports[0].series.arrivals_qps for report in reports)
     if same:
         times, values = _steps(reports[0], reports[0].series.arrivals_qps)
-        axes.fill_between(times, values, step="post", color=_GREY, alpha=0.35, linewidth=0)
-        axes.step(times, values, where="post", color=_GREY, linewidth=0.9)
+        axes.fill_between(times, values, step="post", color=GREY, alpha=0.35, linewidth=0)
+        axes.step(times, values, where="post", color=GREY, linewidth=0.9)
     else:
         for position, report in enumerate(reports):
             _line(axes, position, *_steps(report, report.series.arrivals_qps), label=heads[position])
@@ -202,8 +202,8 @@ def _draw_latency(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -
         latency = report.latency_cdf_ms
         _line(axes, position, latency, share[: len(latency)], label=heads[position])
     for slo_ms in {slo_ms for report in reports for slo_ms in report.slos_ms}:
-        axes.axvline(slo_ms, color=_GREY, linewidth=1)
-        axes.text(slo_ms, 1.03, f"SLO {slo_ms:g} ms", ha="center", color=_GREY, fontsize=8)
+        axes.axvline(slo_ms, color=GREY, linewidth=1)
+        axes.text(slo_ms, 1.03, f"SLO {slo_ms:g} ms", ha="center", color=GREY, fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -238,7 +238,7 @@ def _draw_summary(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -
 
 
 def _line(axes: Axes, position: int, x: Sequence[float], y: Any, label: str) -> None:
-    colour, line = _COLOURS[position % len(_COLOURS)], _LINES[position % len(_LINES)]
+    colour, line = COLOURS[position % len(COLOURS)], LINES[position % len(LINES)]
     axes.plot(x, y, color=colour, linestyle=line, linewidth=1.5, label=label)
 
 
@@ -275,14 +275,15 @@ def require_matplotlib() -> None:
         raise MissingExtraError("matplotlib", "plot")
 
 
-def _style() -> Any:
+def plot_style() -> Any:
+    """A context in which everything is drawn alike. MissingExtraError without matplotlib."""
     require_matplotlib()
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def _figure(width: float, height: float, top: float = 0.75) -> Figure:
+def new_figure(width: float, height: float, top: float = 0.75) -> Figure:
     """Sizes in inches; `top` is kept for title and legend."""
     from matplotlib.figure import Figure
 
@@ -291,6 +292,7 @@ def _figure(width: float, height: float, top: float = 0.75) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path, title: str) -> None:
+def save_figure(figure: Figure, path: Path, title: str) -> None:
+    """Write a figure under its title as PNG. OSError when it cannot be written."""
     figure.suptitle(title, x=_LEFT, ha="left", fontsize=12, fontweight="bold")
     figure.savefig(path, dpi=130, format="png")

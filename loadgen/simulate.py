@@ -67,17 +67,13 @@ class Conditions:
     slow: tuple[tuple[int, str, float], ...] = ()
     seed: int = 0
 
-    @property
-    def mean_factor(self) -> float:
-        """What a batch takes on average over its profiled median, overheads apart."""
-        return (1.0 + self.jitter * math.sqrt(2.0 / math.pi)) * (1.0 + self.tail)
-
     def measured(self, profile: Profile, upper: float = P95) -> Profile:
         """Return the profile that a worker would measure in these conditions; `tail` is too rare to show in a p95.
 
         upper: the quantile of |N(0, 1)| that it announces as its p95.
         """
-        return replace(profile, subnets=tuple(self._measured(subnet, upper) for subnet in profile.subnets))
+        subnets = tuple(self._measured(subnet, upper) for subnet in profile.subnets)
+        return replace(profile, subnets=subnets, actuation_us=self.actuation_us)
 
     def _measured(self, subnet: Subnet, upper: float) -> Subnet:
         median, p95 = (1.0 + self.jitter * z for z in (MEDIAN, upper))

@@ -43,9 +43,7 @@ class World:
 
     def workload(self) -> Workload:
         """Make the queries."""
-        return make_workload(
-            self.trace, rate=self.rate, duration_s=self.duration_s, seed=self.seed, slo_ms=self.slo_ms
-        )
+        return make_workload(self.trace, rate=self.rate, duration_s=self.duration_s, seed=self.seed, slo_ms=self.slo_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +89,7 @@ def run_case(case: Case) -> Result:
         parse_policy(case.policy), SchedulerOptions(late=case.late, reply_margin_us=world.conditions.hop_us)
     )
     workload = world.workload()
-    records = simulate(
-        scheduler, workload, _profile(world.profile), world.workers, world.conditions, upper=world.upper
-    )
+    records = simulate(scheduler, workload, _profile(world.profile), world.workers, world.conditions, upper=world.upper)
     info = RunInfo(
         url="simulation",
         model=world.profile,

@@ -50,7 +50,7 @@ def evaluate(options: EvaluateOptions, progress: Callable[[int, int], None]) -> 
     summary = summarise(results, asked)
     summary["run"] = _run(options, time.monotonic() - started)
     draw_all(results, asked, summary, options.out)
-    (options.out / "report.md").write_text(write_report(summary, results, asked))
+    (options.out / "report.md").write_text(write_report(summary, asked))
     (options.out / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
     return summary
 

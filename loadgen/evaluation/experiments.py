@@ -75,6 +75,11 @@ def clippers(profile: str) -> list[str]:
     return [f"fixed:{subnet.id}" for subnet in load_profile(profile).subnets]
 
 
+def is_baseline(policy: str) -> bool:
+    """Whether a policy is one that the paper compares with: a fixed subnet, or the cheapest."""
+    return policy == INFAAS or policy.startswith("fixed:")
+
+
 def experiments(maf: str, lengths: Lengths) -> list[Experiment]:
     """All of them. maf: the SPEC of the day that stands for the Azure Functions trace."""
     return [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadgen.evaluation.cases import Result, Results
-from loadgen.evaluation.experiments import INFAAS, Cell, Experiment
+from loadgen.evaluation.experiments import Cell, Experiment, is_baseline
 from loadgen.plot import COLOURS, GREY, LINES, new_figure, plot_style, save_figure
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ def draw_all(results: Results, experiments: Sequence[Experiment], summary: Mappi
     by_key = {experiment.key: experiment for experiment in experiments}
     with plot_style():
         _dynamics(results, by_key["bursty"], by_key["time_varying"], folder / "dynamics.png")
-
-
-def _is_baseline(policy: str) -> bool:
-    return policy == INFAAS or policy.startswith("fixed:")
 
 
 def _scatter(axes: Axes, results: Results, cell: Cell, *, names: bool) -> None:
@@ -58,7 +54,7 @@ def _one_cell(results: Results, experiment: Experiment, summary: Mapping[str, An
     scatter.set_title("Attainment and accuracy, late queries dropped")
     _scatter(scatter, results, cell, names=True)
     scatter.legend(loc="lower left")
-    shown = [results.of(cell.world, name) for name in cell.policies if not _is_baseline(name)][:2]
+    shown = [results.of(cell.world, name) for name in cell.policies if not is_baseline(name)][:2]
     _over_time([figure.add_subplot(grid[row, 1]) for row in range(3)], shown)
     save_figure(figure, path, experiment.title)
 

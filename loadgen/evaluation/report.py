@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loadgen.evaluation.cases import Results
-from loadgen.evaluation.experiments import CNN, OURS, SLACKFIT, TRANSFORMER, Experiment
+from loadgen.evaluation.cases import CNN, TRANSFORMER
+from loadgen.evaluation.experiments import OURS, SLACKFIT, Experiment
 from loadgen.evaluation.summary import EQUAL_ATTAINMENT
 
 Row = Sequence[str]
 
 
-def write_report(summary: Mapping[str, Any], results: Results, experiments: Sequence[Experiment]) -> str:
+def write_report(summary: Mapping[str, Any], experiments: Sequence[Experiment]) -> str:
     """Return the report. summary: as `summary.json` has it, `run` included."""
     lines = [*_head(summary)]
     for experiment in experiments:
-        lines += [f"## {experiment.title}", "", experiment.about, "", f"![{experiment.title}]({experiment.key}.png)", ""]
+        lines += [f"## {experiment.title}", "", experiment.about, ""]
+        lines += [f"![{experiment.title}]({experiment.key}.png)", ""]
         lines += [*_SECTION[experiment.key](summary[experiment.key], experiment), ""]
     if "small" in summary:
         lines += [*_small(summary["small"])]
@@ -30,17 +31,19 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "# Evaluation"
     yield ""
     yield (
-        f"Made by `loadgen evaluate` on {run['date']}, in {run['seconds']:.0f} s on {run['cores']} cores ({run['machine']}), "
-        f"Python {run['python']}, superserve-mesh {run['version']}{'; a quick look, `--quick`' if run['quick'] else ''}."
+        f"Made by `loadgen evaluate` on {run['date']}, in {run['seconds']:.0f} s on {run['cores']} cores "
+        f"({run['machine']}), Python {run['python']}, superserve-mesh {run['version']}"
+        f"{'; a quick look, `--quick`' if run['quick'] else ''}."
     )
     yield (
-        f"Simulated with the live scheduler's own core. Profiles: `{CNN}` and `{TRANSFORMER}`, neither of them measured; "
-        f"the day of requests: {run['day']}. One seed ({run['seed']}) per cell unless said otherwise."
+        f"Simulated with the live scheduler's own core. Profiles: `{CNN}` and `{TRANSFORMER}`, neither of them "
+        f"measured; the day of requests: {run['day']}. One seed ({run['seed']}) per cell."
     )
     yield ""
     yield "| headline | paper | `foresight` | `slackfit` |"
     yield "|---|---|---|---|"
-    for label, found in (("MAF, convolutional", cnn), ("MAF, transformer", text), ("bursty, mean of nine", summary["bursty"])):
+    bursty = summary["bursty"]
+    for label, found in (("MAF, convolutional", cnn), ("MAF, transformer", text), ("bursty, mean of nine", bursty)):
         gains, paper = found["gains"], found["paper"]
         for key, what, pattern in (
             ("accuracy_gain_points", "accuracy gained at equal attainment, points", "{:+.2f}"),
@@ -53,8 +56,7 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
         [
             "SLO misses at 100 ms of actuation over 0 ms",
             "up to 75x",
-            *(f"{ratios[name]['ratio']:,.0f}x ({ratios[name]['misses_without']:,} to {ratios[name]['misses_longest']:,})"
-              for name in (OURS, SLACKFIT)),
+            *(_ratio(ratios[name]) for name in (OURS, SLACKFIT)),
         ]
     )  # fmt: skip
     yield ""
@@ -65,13 +67,13 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
         "baselines that are at least as accurate. A dash: there is no such baseline."
     )
     yield (
-        "*Late queries.* Under `drop`, which all figures are of unless said otherwise, a query that cannot meet its deadline "
-        "any more is answered at once with an error, under every policy; under `serve` it goes with the cheapest subnet that "
-        "the policy uses, in a full batch, and counts as a miss."
+        "*Late queries.* Under `drop`, which all figures are of unless said otherwise, a query that cannot meet its "
+        "deadline any more is answered at once with an error, under every policy; under `serve` it goes with the "
+        "cheapest subnet that the policy uses, in a full batch, and counts as a miss."
     )
     yield (
-        "*Share of the optimum.* Accuracy summed over the queries that met their SLO, which the paper's ZILP maximises, over "
-        "the fluid upper bound of the same trace (docs/bounds.md): no policy can reach 100 %."
+        "*Share of the optimum.* Accuracy summed over the queries that met their SLO, which the paper's ZILP "
+        "maximises, over the fluid upper bound of the same trace (docs/bounds.md): no policy can reach 100 %."
     )
     yield ""
 
@@ -120,16 +122,15 @@ def _one_world(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str
             f"{paper['accuracy_gain_points']:+.2f}", f"{paper['attainment_ratio']:.2f}x",
         ]
     )  # fmt: skip
-    head = ["policy", "attainment", "accuracy, %", "share of the optimum", "p99, ms", "late served: attainment / accuracy"]
-    yield from _table([*head, "gain, points", "gain, attainment"], rows)
+    head = ["policy", "attainment", "accuracy, %", "share of the optimum", "p99, ms"]
+    yield from _table([*head, "late served: attainment / accuracy", "gain, points", "gain, attainment"], rows)
 
 
 def _many_worlds(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
     names = [name for name in found["policies"] if name in found["gains"]]
     head = ["trace", *(f"`{name}`" for name in names), "INFaaS"]
-    yield from _table(
-        head, [[cell, *(_both(one[name]) for name in names), _both(one["infaas"])] for cell, one in found["cells"].items()]
-    )
+    shown = [*names, "infaas"]
+    yield from _table(head, [[cell, *(_both(one[name]) for name in shown)] for cell, one in found["cells"].items()])
     yield ""
     rows = []
     for name in found["policies"]:
@@ -181,18 +182,21 @@ def _cells(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
 def _faults(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
     alive = found["alive"]
     counts = list(next(iter(alive.values())))
-    yield from _table(
-        ["workers alive", *counts], [[f"`{name}`", *(_both(phases[n]) for n in counts)] for name, phases in alive.items()]
-    )
+    rows = [[f"`{name}`", *(_both(phases[n]) for n in counts)] for name, phases in alive.items()]
+    yield from _table(["workers alive", *counts], rows)
 
 
 def _actuation(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
     yield from _cells(found, experiment)
     yield ""
     yield "Misses at the longest delay over those without: " + ", ".join(
-        f"`{name}` {one['ratio']:,.0f}x ({one['misses_without']:,} to {one['misses_longest']:,})"
-        for name, one in found["miss_ratios"].items()
+        f"`{name}` {_ratio(one)}" for name, one in found["miss_ratios"].items()
     ) + "."  # fmt: skip
+
+
+def _ratio(one: Mapping[str, float]) -> str:
+    """Misses with over misses without; at least one is taken to have been missed without."""
+    return f"{one['ratio']:,.0f}x ({one['misses_without']:,} to {one['misses_longest']:,})"
 
 
 def _way_back(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
@@ -221,8 +225,8 @@ def _tenants(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
         for policy, tenants in found["tenants"].items()
         for tenant, one in tenants.items()
     ]  # fmt: skip
-    head = ["policy", "tenant", "SLO, ms", "floor, %", "queries", "attainment", "accuracy, %", "least", "below the floor"]
-    yield from _table(head, rows)
+    head = ["policy", "tenant", "SLO, ms", "floor, %", "queries", "attainment", "accuracy, %"]
+    yield from _table([*head, "least accuracy, %", "below the floor"], rows)
 
 
 def _small(found: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadgen.evaluation.cases import Late, Result, Results
-from loadgen.evaluation.experiments import INFAAS, OURS, Cell, Experiment
+from loadgen.evaluation.experiments import INFAAS, OURS, Cell, Experiment, is_baseline
 
 EQUAL_ATTAINMENT = 0.001
 _SETTLED_POINTS = 0.25  # as accurate as before a burst: within this of the mean there
@@ -38,9 +39,7 @@ class Gain:
 def gain(results: Results, cell: Cell, policy: str, late: Late = "drop") -> Gain:
     """Compare a policy with the baselines of its cell, see the module's docstring."""
     own = results.of(cell.world, policy, late)
-    baselines = [
-        (name, results.of(cell.world, name, late)) for name in cell.policies if name == INFAAS or name.startswith("fixed:")
-    ]
+    baselines = [(name, results.of(cell.world, name, late)) for name in cell.policies if is_baseline(name)]
     as_good = [(r.accuracy, name) for name, r in baselines if r.attainment >= own.attainment - EQUAL_ATTAINMENT]
     as_accurate = [(r.attainment, name) for name, r in baselines if r.attainment > 0 and r.accuracy >= own.accuracy]
     least, best = max(as_good, default=None), max(as_accurate, default=None)
@@ -63,19 +62,20 @@ def _experiment(results: Results, experiment: Experiment) -> dict[str, Any]:
     for late in cells[0].late:
         suffix = "" if late == "drop" else "_late_serve"
         found[f"policies{suffix}"] = {
-            name: _mean([_figures(results, results.of(cell.world, name, late)) for cell in cells if name in cell.policies])
+            name: _mean([_figures(results, results.of(c.world, name, late)) for c in cells if name in c.policies])
             for name in dict.fromkeys(name for cell in cells for name in cell.policies)
         }
     if len(cells) > 1:
         found["cells"] = {
-            cell.name: {name: _figures(results, results.of(cell.world, name)) for name in cell.policies} for cell in cells
+            cell.name: {name: _figures(results, results.of(cell.world, name)) for name in cell.policies}
+            for cell in cells
         }
-    if any(name.startswith("fixed:") for name in cells[0].policies) and experiment.key != "faults":
+    if INFAAS in cells[0].policies and experiment.key not in ("faults", "jitter"):
         found |= _gains([gain(results, cell, OURS) for cell in cells])
         found["gains"] = {
             name: _gains([gain(results, cell, name) for cell in cells])
             for name in cells[0].policies
-            if name != INFAAS and not name.startswith("fixed:")
+            if not is_baseline(name)
         }
     special = _SPECIAL.get(experiment.key)
     return found | (special(results, cells) if special else {})
@@ -138,7 +138,7 @@ def _faults(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
                 "slo_attainment": _within(report.series.slo_attainment, report.series.bin_s, first, last),
                 "serving_accuracy": _within(report.series.serving_accuracy, report.series.bin_s, first, last),
             }
-            for i, (first, last) in enumerate(zip(edges_s, edges_s[1:], strict=False))
+            for i, (first, last) in enumerate(itertools.pairwise(edges_s))
         }
     return {"alive": phases}
 
