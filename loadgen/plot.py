@@ -185,8 +185,9 @@ def _draw_load(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> N
     same = all(report.series.arrivals_qps == reports[0].series.arrivals_qps for report in reports)
     if same:
         times, values = _steps(reports[0], reports[0].series.arrivals_qps)
-        axes.fill_between(times, values, step="post", color=_GREY, alpha=0.35, linewidth=0)
-        axes.step(times, values, where="post", color=_GREY, linewidth=0.9)
+        edges = [*times, reports[0].duration_s]
+        axes.stairs(values, edges, fill=True, color=_GREY, alpha=0.35, linewidth=0)
+        axes.stairs(values, edges, color=_GREY, linewidth=0.9)
     else:
         for position, report in enumerate(reports):
             _line(axes, position, *_steps(report, report.series.arrivals_qps), label=heads[position])
