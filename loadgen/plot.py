@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadgen.errors import MissingExtraError
-from loadgen.report import CDF_PERCENT, Number, Report
+from loadgen.report import CDF_PERCENT, Number, Report, TenantReport
 from loadgen.spec import split_spec
-from loadgen.table import part_names, run_names, slo_text
+from loadgen.table import part_names, run_names, slo_text, tenant_name
 from loadgen.traces import Part, Times, TraceStats, window_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ GREY, _LIGHT_GREY = "#666666", "#a0a0a0"
 _RATE_BINS = 300
 _MOST_LAYERS = 7
 _LEGEND_COLUMNS = 4
+_MOST_ROWS = 6  # of runs and tenants that a figure has room for
 _TITLE_LENGTH = 95
 _LEAST_DISPERSION = 0.01  # below that a trace is even, and a logarithm has no 0
 _STYLE: Any = {
@@ -90,7 +91,7 @@ def plot_trace(parts: Sequence[Part], stats: TraceStats, trace: str, path: Path)
         _draw_parts(figure.add_subplot(grid[0, :]), layers, stats)
         _draw_gaps(figure.add_subplot(grid[1, 0]), arrivals, stats)
         _draw_dispersion(figure.add_subplot(grid[1, 1]), stats)
-        save_figure(figure, path, _short(trace))
+        save_figure(figure, path, _cut(_short(trace), _TITLE_LENGTH))
 
 
 def _draw_parts(axes: Axes, layers: Mapping[str, Times], stats: TraceStats) -> None:
@@ -184,8 +185,9 @@ def _draw_load(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> N
     same = all(report.series.arrivals_qps == reports[0].series.arrivals_qps for report in reports)
     if same:
         times, values = _steps(reports[0], reports[0].series.arrivals_qps)
-        axes.fill_between(times, values, step="post", color=GREY, alpha=0.35, linewidth=0)
-        axes.step(times, values, where="post", color=GREY, linewidth=0.9)
+        edges = [*times, reports[0].duration_s]
+        axes.stairs(values, edges, fill=True, color=GREY, alpha=0.35, linewidth=0)
+        axes.stairs(values, edges, color=GREY, linewidth=0.9)
     else:
         for position, report in enumerate(reports):
             _line(axes, position, *_steps(report, report.series.arrivals_qps), label=heads[position])
@@ -196,14 +198,22 @@ def _draw_latency(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -
     """Shares of ALL queries: a run with errors never reaches 1."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.set_title("Latency from the intended send time", pad=16)
+    axes.set_title("Latency from the intended send time, and SLOs", pad=16)
     for position, report in enumerate(reports):
         share = np.array(CDF_PERCENT) / 100 * (report.answered / report.queries)
         latency = report.latency_cdf_ms
         _line(axes, position, latency, share[: len(latency)], label=heads[position])
-    for slo_ms in {slo_ms for report in reports for slo_ms in report.slos_ms}:
+    slos_ms = sorted({slo_ms for report in reports for slo_ms in report.slos_ms})
+    for slo_ms in slos_ms:
         axes.axvline(slo_ms, color=GREY, linewidth=1)
-        axes.text(slo_ms, 1.03, f"SLO {slo_ms:g} ms", ha="center", color=GREY, fontsize=8)
+        axes.text(
+            slo_ms,
+            1.03,
+            f"SLO {slo_ms:g} ms" if len(slos_ms) == 1 else f"{slo_ms:g}",
+            ha="center",
+            color=GREY,
+            fontsize=8,
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -214,18 +224,27 @@ def _draw_latency(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -
 
 
 def _draw_summary(axes: Axes, reports: Sequence[Report], heads: Sequence[str]) -> None:
-    """The three numbers that the paper compares, per run."""
+    """The three numbers that the paper compares, per run, and per tenant where there is room."""
     from matplotlib.transforms import Bbox
 
     axes.axis("off")
+    rows: list[tuple[str, Report | TenantReport]] = list(zip(heads, reports, strict=True))
+    if len(reports) + sum(len(report.tenants) for report in reports) <= _MOST_ROWS:
+        rows = []
+        for head, report in zip(heads, reports, strict=True):
+            rows += [(head, report), *((tenant_name(name), tenant) for name, tenant in report.tenants.items())]
     cells = [
-        [f"{r.slo_attainment:.4f}", _text(r.serving_accuracy, "{:.2f} %"), _text(r.latency_ms["p99"], "{:.0f} ms")]
-        for r in reports
+        [
+            _text(row.slo_attainment, "{:.4f}"),
+            _text(row.serving_accuracy, "{:.2f} %"),
+            _text(row.latency_ms["p99"], "{:.0f} ms"),
+        ]
+        for _, row in rows
     ]
-    height = min(1.0, 0.24 * (len(reports) + 1))
+    height = min(1.0, 0.24 * (len(rows) + 1))
     table = axes.table(
         cells,
-        rowLabels=list(heads),
+        rowLabels=[name for name, _ in rows],
         colLabels=["attainment", "accuracy", "p99"],
         cellLoc="center",
         bbox=Bbox.from_bounds(0.22, 0.0, 0.78, height),
@@ -254,19 +273,20 @@ def _text(value: Number, pattern: str) -> str:
 
 def _title(reports: Sequence[Report]) -> str:
     """Model, trace and SLO; all of them where the runs differ."""
-    parts = (
-        {report.model for report in reports},
-        {_short(report.trace) for report in reports},
-        {f"SLO {slo_text(report)}" for report in reports},
-    )
-    return ", ".join(" / ".join(sorted(part)) for part in parts)
+    models, slos = {report.model for report in reports}, {f"SLO {slo_text(report)}" for report in reports}
+    before, behind = " / ".join(sorted(models)) + ", ", ", " + " / ".join(sorted(slos))
+    traces = " / ".join(sorted({_short(report.trace) for report in reports}))
+    return before + _cut(traces, _TITLE_LENGTH - len(before) - len(behind)) + behind
 
 
 def _short(trace: str) -> str:
-    """A SPEC without the folders of its files, cut where a title ends."""
+    """A SPEC without the folders of its files."""
     parts = (part.partition(":") for part in split_spec(trace))
-    text = " + ".join(f"{kind}{colon}{rest.rsplit('/', 1)[-1]}" for kind, colon, rest in parts)
-    return text if len(text) <= _TITLE_LENGTH else f"{text[: _TITLE_LENGTH - 1]}…"
+    return " + ".join(f"{kind}{colon}{rest.rsplit('/', 1)[-1]}" for kind, colon, rest in parts)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: max(0, length - 1)]}…"
 
 
 def require_matplotlib() -> None:

@@ -148,11 +148,12 @@ def run_all(cases: Iterable[Case], progress: Callable[[int, int], None]) -> Resu
     total = len(wanted) + len(worlds)
     progress(0, total)
     with _pool() as pool:
-        for done, (key, value) in enumerate(pool.imap_unordered(_run, [*worlds, *wanted]), start=1):
-            if isinstance(value, Result):
-                results.cases[value.case] = value
+        tasks: list[Case | World] = [*worlds, *wanted]
+        for done, found in enumerate(pool.imap_unordered(_run, tasks), start=1):
+            if isinstance(found, Result):
+                results.cases[found.case] = found
             else:
-                results.bounds[key] = value
+                results.bounds[found[0]] = found[1]
             progress(done, total)
     return results
 
@@ -169,5 +170,5 @@ def _profile(name: str) -> Profile:
     return load_profile(name)
 
 
-def _run(key: Case | World) -> tuple[Case | World, Result | Bound]:
-    return key, run_case(key) if isinstance(key, Case) else run_bound(key)
+def _run(task: Case | World) -> Result | tuple[World, Bound]:
+    return run_case(task) if isinstance(task, Case) else (task, run_bound(task))

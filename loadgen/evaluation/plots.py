@@ -154,9 +154,12 @@ def _way_back(results: Results, experiment: Experiment, summary: Mapping[str, An
     """Accuracy and attainment over time around a burst, each cell a column."""
     figure = new_figure(12.5, 6.2, top=1.0)
     grid = figure.subplots(2, len(experiment.cells), sharex=True, sharey="row", gridspec_kw={"wspace": 0.08})
+    policies = list(dict.fromkeys(name for cell in experiment.cells for name in cell.policies))
     for column, cell in enumerate(experiment.cells):
         accuracy, attainment = grid[0][column], grid[1][column]
-        for place, name in enumerate(cell.policies):
+        for place, name in enumerate(policies):
+            if name not in cell.policies:
+                continue
             series = results.of(cell.world, name).report.series
             _line(accuracy, place, *_steps(series.bin_s, series.serving_accuracy), name)
             _line(attainment, place, *_steps(series.bin_s, series.slo_attainment), name)
@@ -165,7 +168,7 @@ def _way_back(results: Results, experiment: Experiment, summary: Mapping[str, An
         attainment.set_xlabel("time, s")
         for axes in (accuracy, attainment):
             axes.axvspan(cell.world.duration_s / 3, cell.world.duration_s / 2, color=GREY, alpha=0.15, linewidth=0)
-        attainment.legend(loc="lower right")
+        attainment.legend(loc="center right")
         accuracy.set_xlim(0, cell.world.duration_s)
     save_figure(figure, path, experiment.title)
 

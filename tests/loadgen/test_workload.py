@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadgen.errors import InputError
 from loadgen.traces import make_arrivals, make_parts
@@ -28,6 +30,25 @@ def test_each_query_is_its_components_tenants() -> None:
     np.testing.assert_array_equal(workload.intended_s[workload.tenant == 0], np.sort(np.concatenate((first, third))))
     np.testing.assert_array_equal(workload.intended_s[workload.tenant == 1], second)
     np.testing.assert_array_equal(workload.slo_ms, np.where(workload.tenant == 0, 10, 50))
+
+
+KINDS = ("constant", "poisson", "bursty:base=1,variant=2,cv2=4", "ramp:start=1,end=3,accel=1,cv2=2")
+COMPONENTS = st.tuples(st.sampled_from(KINDS), st.floats(20, 300), st.sampled_from("abc"), st.sampled_from((0, 1, 2)))
+
+
+@given(st.lists(COMPONENTS, min_size=1, max_size=6), st.integers(0, 2**32))
+def test_any_mix_is_in_order_and_complete(components: list[tuple[str, float, str, int]], seed: int) -> None:
+    """Whatever is joined: sorted times within the run, each tenant's within the time of its components."""
+    spec = "+".join(
+        f"{kind}{',' if ':' in kind else ':'}rate={rate},tenant={tenant},from={start},to={start + 1}"
+        for kind, rate, tenant, start in components
+    )
+    workload = make_workload(spec, duration_s=3, seed=seed)
+    assert (np.diff(workload.intended_s) >= 0).all()
+    assert len(workload.intended_s) == sum(len(part.times) for part in make_parts(spec, duration_s=3, seed=seed))
+    for code, tenant in enumerate(workload.tenants):
+        seconds = {start for _, _, name, start in components if name == tenant.name}
+        assert set(np.floor(workload.intended_s[workload.tenant == code])) <= seconds
 
 
 def test_what_a_tenant_has_holds_for_all_its_components() -> None:
