@@ -335,8 +335,8 @@ def test_spec_is_read_back(spec: str) -> None:
     [
         (
             "slickfit",
-            "unknown 'slickfit', expected one of foresight, slackfit, maxbatch, maxacc, fixed, infaas, coarse, proteus, "
-            "brownout, or module:Class of your",
+            "unknown 'slickfit', expected one of foresight, slackfit, maxbatch, maxacc, fixed, infaas, coarse, "
+            "proteus, brownout, or module:Class of your",
         ),
         ("", "unknown '', expected one of"),
         ("slackfit:bucket=3", "slackfit: unknown option 'bucket', expected one of buckets, batches"),
