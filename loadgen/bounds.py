@@ -38,7 +38,7 @@ Floats: TypeAlias = NDArray[np.float64]
 MAX_GROUPS = 1_000  # of arrivals in the fluid bound: docs/bounds.md has what more would gain
 MAX_VARIABLES = 200_000  # of the ZILP
 MAX_STARTS = 20_000  # of the ZILP
-_FIRST = 8  # ways to a state in a first search, whose result lets the exact one leave out most
+_FIRST = 2  # ways to a state in a first search, whose result lets the exact one leave out most
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,6 +510,8 @@ class _Program:
             from scipy.sparse import csr_array
         except ImportError as error:
             raise MissingExtraError("scipy", "evaluate") from error
+        if not self.size:
+            return 0.0, np.zeros(0)
         gains, integral = np.concatenate(self._gains), np.concatenate(self._integral)
         least, most = (np.concatenate(side) for side in zip(*self._limits, strict=True))
         rows, columns, values = (np.concatenate(part) for part in zip(*self._entries, strict=True))
