@@ -17,7 +17,7 @@ from common.sched.core import Scheduler
 from common.sched.policies import parse_policy
 from common.sched.profile import Profile, Subnet
 from common.sched.types import Query
-from loadgen.bounds import Bound, fluid, latency_factor, optimum, search, zilp
+from loadgen.bounds import fluid, latency_factor, optimum, search, zilp
 from loadgen.errors import InputError, MissingExtraError
 from loadgen.simulate import Conditions, Simulation
 from loadgen.workload import Tenant, Workload
@@ -113,7 +113,7 @@ def test_fluid_of_an_overload() -> None:
     """A query every 2 ms on one worker: as many of small as there is time for, 4 ms each, and none of big."""
     bound = fluid(even(200, 2, 30), [PROFILE], bin_us=1)
     served = (2 * 199 + 30) / 4
-    assert bound == Bound(pytest.approx(70 * served), pytest.approx(served / 200), pytest.approx(70.0))
+    assert (bound.utility, bound.attainment, bound.accuracy) == pytest.approx((70 * served, served / 200, 70.0))
 
 
 def test_fluid_with_jitter_pays_the_mean() -> None:
@@ -146,8 +146,8 @@ def test_zilp_is_the_best_of_all_schedules(queries: list[Query], workers: list[P
     assert zilp(queries, workers).utility == pytest.approx(enumerated(queries, workers))
 
 
-@settings(max_examples=60, deadline=None)
-@given(alike(), st.integers(1, 2), st.sampled_from([0, 5 * MS]))
+@settings(max_examples=40, deadline=None)
+@given(alike(most=5), st.integers(1, 2), st.sampled_from([0, 5 * MS]))
 def test_search_is_the_zilp(queries: list[Query], workers: int, overhead_us: int) -> None:
     """Both exact methods agree where both apply."""
     found = search(queries, [PROFILE] * workers, overhead_us=overhead_us)
@@ -159,6 +159,15 @@ def test_search_is_the_zilp(queries: list[Query], workers: int, overhead_us: int
 def test_search_is_the_best_of_all_schedules(queries: list[Query], workers: int) -> None:
     """It equals the enumeration too, also where more workers than needed are there."""
     assert search(queries, [PROFILE] * workers).utility == pytest.approx(enumerated(queries, [PROFILE] * workers))
+
+
+@settings(max_examples=60, deadline=None)
+@given(alike(most=8), st.integers(1, 2), st.sampled_from([0.001, 0.01, 0.1]))
+def test_a_tolerance_is_kept(queries: list[Query], workers: int, tolerance: float) -> None:
+    """The utility is at least the optimum, and above it by no more than the tolerance."""
+    exact = search(queries, [PROFILE] * workers).utility
+    near = search(queries, [PROFILE] * workers, tolerance=tolerance).utility
+    assert exact - 1e-6 <= near <= exact * (1 + tolerance) + 1e-6
 
 
 def test_batches_on_two_workers_need_not_be_contiguous() -> None:
@@ -181,7 +190,7 @@ def test_batches_on_two_workers_need_not_be_contiguous() -> None:
     assert enumerated(queries, [profile] * 2) == 2 * 70 + 2 * 80
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(mixed(most=6, rows=3), fleets, bins)
 def test_fluid_is_never_below_the_zilp(queries: list[Query], workers: list[Profile], bin_us: int | None) -> None:
     """Whatever SLOs, rows, floors, workers and bins."""
