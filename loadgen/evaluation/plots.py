@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadgen.evaluation.cases import Result, Results
+from loadgen.evaluation.cases import Result, Results, bound_world
 from loadgen.evaluation.experiments import Cell, Experiment, is_baseline
 from loadgen.plot import COLOURS, GREY, LINES, new_figure, plot_style, save_figure
 
@@ -197,6 +197,21 @@ def _tenants(results: Results, experiment: Experiment, summary: Mapping[str, Any
     save_figure(figure, path, experiment.title)
 
 
+def _small(results: Results, experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None:
+    """Each instance's share of the optimum under each policy, in ascending order."""
+    figure = new_figure(9, 4.4, top=1.15)
+    axes = figure.subplots()
+    for place, name in enumerate(experiment.cells[0].policies):
+        shares = sorted(
+            results.of(cell.world, name).share(results.optima[bound_world(cell.world)]) for cell in experiment.cells
+        )
+        _line(axes, place, range(1, len(shares) + 1), [100 * share for share in shares], name, marker=".")
+    axes.set_title("Share of the ZILP's optimum, %")
+    axes.set_xlabel("instances, each policy's in ascending order")
+    _legend_above(figure, axes)
+    save_figure(figure, path, experiment.title)
+
+
 def _dynamics(results: Results, bursty: Experiment, ramps: Experiment, path: Path) -> None:
     """What our policy does over time on two bursty and two time-varying traces (paper, figure 13)."""
     cells = [bursty.cells[3], bursty.cells[5], ramps.cells[3], ramps.cells[5]]
@@ -236,4 +251,5 @@ _DRAW: Mapping[str, Callable[[Results, Experiment, Mapping[str, Any], Path], Non
     "way_back": _way_back,
     "jitter": _by_cell,
     "mixed": _tenants,
+    "small": _small,
 }

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadgen.evaluation.cases import Late, Result, Results
+from loadgen.evaluation.cases import Late, Result, Results, bound_world
 from loadgen.evaluation.experiments import INFAAS, OURS, Cell, Experiment, is_baseline
 
 EQUAL_ATTAINMENT = 0.001
@@ -65,12 +65,12 @@ def _experiment(results: Results, experiment: Experiment) -> dict[str, Any]:
             name: _mean([_figures(results, results.of(c.world, name, late)) for c in cells if name in c.policies])
             for name in dict.fromkeys(name for cell in cells for name in cell.policies)
         }
-    if len(cells) > 1:
+    if len(cells) > 1 and experiment.key != "small":
         found["cells"] = {
             cell.name: {name: _figures(results, results.of(cell.world, name)) for name in cell.policies}
             for cell in cells
         }
-    if INFAAS in cells[0].policies and experiment.key not in ("faults", "jitter"):
+    if INFAAS in cells[0].policies and experiment.key not in ("faults", "jitter", "small"):
         found |= _gains([gain(results, cell, OURS) for cell in cells])
         found["gains"] = {
             name: _gains([gain(results, cell, name) for cell in cells])
@@ -188,6 +188,22 @@ def _mixed(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
     return {"tenants": tenants}
 
 
+def _small(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Shares of the exact optimum, and how far the fluid bound lies above it."""
+    shares = {
+        name: [results.of(cell.world, name).share(results.optima[bound_world(cell.world)]) for cell in cells]
+        for name in cells[0].policies
+    }
+    worlds = [bound_world(cell.world) for cell in cells]
+    above = [results.bounds[world].utility / results.optima[world].utility - 1 for world in worlds]
+    return {
+        "optimum_shares": {
+            name: {"mean": statistics.fmean(found), "least": min(found)} for name, found in shares.items()
+        },
+        "fluid_above_optimum": {"mean": statistics.fmean(above), "most": max(above), "least": min(above)},
+    }
+
+
 def _within(values: Sequence[float | None], bin_s: float, first_s: float, last_s: float) -> float | None:
     """Mean of the bins that lie between two times; bins weigh alike."""
     inside = values[math.ceil(first_s / bin_s - 1e-9) : math.floor(last_s / bin_s + 1e-9)]
@@ -195,4 +211,4 @@ def _within(values: Sequence[float | None], bin_s: float, first_s: float, last_s
     return statistics.fmean(known) if known else None
 
 
-_SPECIAL = {"actuation_delay": _actuation, "faults": _faults, "way_back": _way_back, "mixed": _mixed}
+_SPECIAL = {"actuation_delay": _actuation, "faults": _faults, "way_back": _way_back, "mixed": _mixed, "small": _small}
