@@ -77,7 +77,7 @@ def fluid(
     """Bound the utility of a load by a linear program. Raises MissingExtraError without scipy.
 
     bin_us: arrivals of one SLO are grouped by bins of that length: by default a quarter of the shortest SLO, or longer
-    so that there are at most `MAX_GROUPS` groups.
+    so that there are about `MAX_GROUPS` groups, less with several SLOs, each of which needs a curve over all groups.
 
     Why no policy exceeds it, whatever the bins. Take any schedule and drop the queries that it serves late: that frees
     time and costs no utility. Share the time of each batch among its queries by their rows.
@@ -281,7 +281,7 @@ def _classes(queries: _Queries, bin_us: int | None) -> list[_Class]:
     slos_us, slo = np.unique(queries.deadline_us - queries.arrival_us, return_inverse=True)
     if bin_us is None:
         duration_us = int(queries.arrival_us[-1] - queries.arrival_us[0])
-        bin_us = max(int(slos_us[0]) // 4, duration_us * len(slos_us) // MAX_GROUPS, 1)
+        bin_us = max(int(slos_us[0]) // 4, duration_us * len(slos_us) ** 2 // MAX_GROUPS, 1)
     sizes, size = np.unique(queries.rows, return_inverse=True)
     floors, floor = np.unique(queries.min_accuracy, return_inverse=True)
     kinds = size * len(floors) + floor

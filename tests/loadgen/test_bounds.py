@@ -154,6 +154,29 @@ def test_search_is_the_zilp(queries: list[Query], workers: int, overhead_us: int
     assert found.utility == pytest.approx(zilp(queries, [PROFILE] * workers, overhead_us=overhead_us).utility)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.integers(5, 120), st.integers(1, 2))
+def test_search_of_a_burst_is_a_knapsack(count: int, slo_ms: int, workers: int) -> None:
+    """Of queries that come at once, each worker takes the batches of most accuracy that fill the SLO."""
+
+    @cache
+    def packed(queries: int, left_us: int) -> float:
+        return max(
+            (
+                size * subnet.accuracy + packed(queries - size, left_us - taken_us)
+                for subnet in PROFILE.subnets
+                for size in range(1, min(queries, PROFILE.max_batch) + 1)
+                if (taken_us := PROFILE.latency_us(subnet.id, size)) <= left_us
+            ),
+            default=0.0,
+        )
+
+    slo_us = slo_ms * MS
+    shares = range(count + 1) if workers == 2 else (count,)
+    best = max(packed(share, slo_us) + packed(count - share, slo_us) for share in shares)
+    assert search([query(i, slo_us) for i in range(count)], [PROFILE] * workers).utility == pytest.approx(best)
+
+
 @settings(max_examples=40, deadline=None)
 @given(alike(most=4), st.integers(1, 3))
 def test_search_is_the_best_of_all_schedules(queries: list[Query], workers: int) -> None:
