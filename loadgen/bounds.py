@@ -231,7 +231,7 @@ class _Queries:
     def of(cls, load: Load) -> _Queries:
         """Gather them. Raises InputError if there is none."""
         if isinstance(load, Workload):
-            arrival_us = (load.intended_s * 1e6).astype(np.int64)
+            arrival_us = load.arrival_us
             slo_us, rows, floor = (
                 np.array(values)[load.tenant]
                 for values in zip(*((round(t.slo_ms * 1e3), t.rows, t.min_accuracy) for t in load.tenants), strict=True)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from itertools import count, repeat
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.sched.core import NEVER, Scheduler
 from common.sched.eventlog import EventLog
@@ -225,7 +224,7 @@ class Simulation:
             values[ids] = np.repeat(np.array(per_batch, np.float64), sizes)
             return values
 
-        workload = replace(workload, intended_s=_arrivals_us(workload) / 1e6)  # as the core was told
+        workload = replace(workload, intended_s=workload.arrival_us / 1e6)  # as the core was told
         done_s = column([one.replied_us / 1e6 for one in served])
         started_s = column([one.started_us / 1e6 for one in served])
         records = Records(
@@ -272,7 +271,7 @@ def simulate(
 
 def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
     """The queries of a workload with their arrival times, some thousands at a time; a query's id is its position."""
-    arrivals_us = _arrivals_us(workload)
+    arrivals_us = workload.arrival_us
     slo_us = np.array([round(tenant.slo_ms * 1e3) for tenant in workload.tenants], np.int64)
     kinds = [(tenant.rows, tenant.min_accuracy, tenant.priority) for tenant in workload.tenants]
     for first in range(0, len(arrivals_us), _CHUNK):
@@ -284,7 +283,3 @@ def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]
         else:
             rest = list(zip(*(kinds[code] for code in tenants.tolist()), strict=True))
         yield tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest)), times_us
-
-
-def _arrivals_us(workload: Workload) -> NDArray[np.int64]:
-    return (workload.intended_s * 1e6).astype(np.int64)

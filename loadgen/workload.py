@@ -38,6 +38,11 @@ class Workload:
         return cls(intended_s, np.zeros(len(intended_s), np.int32), (tenant,))
 
     @property
+    def arrival_us(self) -> NDArray[np.int64]:
+        """The intended send time of each query in whole microseconds, as the scheduler counts."""
+        return np.rint(self.intended_s * 1e6).astype(np.int64)
+
+    @property
     def slo_ms(self) -> NDArray[np.float64]:
         """The SLO of each query."""
         return np.array([tenant.slo_ms for tenant in self.tenants])[self.tenant]

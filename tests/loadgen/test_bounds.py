@@ -19,6 +19,7 @@ from common.sched.profile import Profile, Subnet
 from common.sched.types import Query
 from loadgen.bounds import fluid, latency_factor, optimum, search, zilp
 from loadgen.errors import InputError, MissingExtraError
+from loadgen.report import met_slo
 from loadgen.simulate import Conditions, Simulation
 from loadgen.workload import Tenant, Workload
 from tests.sched.harness import BIG, PROFILE, SMALL, make_profile, query, slower
@@ -57,9 +58,16 @@ def enumerated(queries: Sequence[Query], workers: Sequence[Profile]) -> float:
 def simulated(spec: str, queries: Sequence[Query], workers: Sequence[Profile]) -> float:
     """The utility of a policy in a world without delays."""
     named = {f"worker-{i}": profile for i, profile in enumerate(workers)}
-    report = Simulation(Scheduler(parse_policy(spec)), named, Conditions()).run(queries)
-    met = [outcome.subnet for outcome in report.outcomes if outcome.met]
-    return sum(PROFILE.accuracy(subnet) for subnet in met if subnet)
+    ordered = sorted(queries, key=lambda q: q.arrival_us)
+    kinds = [Tenant("", (q.deadline_us - q.arrival_us) / 1e3, q.rows, q.min_accuracy) for q in ordered]
+    tenants = tuple(dict.fromkeys(kinds))
+    workload = Workload(
+        np.array([q.arrival_us for q in ordered]) / 1e6,
+        np.array([tenants.index(kind) for kind in kinds], np.int32),
+        tenants,
+    )
+    records = Simulation(Scheduler(parse_policy(spec)), named, Conditions()).run(workload)
+    return float(records.accuracy[met_slo(records)].sum())
 
 
 @st.composite
