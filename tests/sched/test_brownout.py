@@ -24,7 +24,7 @@ def serve(core: Harness, number: int, now_us: int, took_us: int, slo_us: int = 1
 
 def test_quality_falls_and_rises_a_step_per_window(start: Start) -> None:
     """Above 0.8 of the SLO one subnet down per window, as far as there is one; between 0.5 and 0.8 hold; below, up."""
-    core = start("brownout:window_ms=100")
+    core = start("brownout:window_ms=100,low=0.5")
     core.hello(profile=THREE)
     took_us = [90_000, 80_001, 81_000, 99_000, 80_000, 50_000, 49_999, 10_000, 10_000]
     subnets = [serve(core, i, 100_000 * i, us) for i, us in enumerate(took_us)]

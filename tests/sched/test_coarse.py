@@ -48,6 +48,13 @@ def test_a_change_must_fit(subnet: str, slack_us: int, choice: Choice | None) ->
     assert parse_policy(POLICY).choose(loaded(subnet, slack_us)) == choice
 
 
+def test_a_late_batch_is_no_reason_to_change() -> None:
+    """A policy that serves late heads all the same does not make a worker change that can still make it by staying."""
+    policy = parse_policy("coarse:maxbatch:quantile=median;late=drain,quantile=median")
+    assert policy.choose(loaded("big", 39_999)) == Choice("big", 2)
+    assert policy.choose(loaded("big", 46_000)) == Choice("small", 4)
+
+
 @pytest.mark.parametrize(
     ("subnet", "slack_us", "choice"),
     [

@@ -1,6 +1,7 @@
 """Proteus: its program against enumeration, its demand by hand, and who runs what between two assignments."""
 
 import sys
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -129,6 +130,16 @@ def test_first_second_runs_the_smallest_then_what_the_demand_allows(start: Start
     assert {of[half] for half in range(2, 12)} == {"big"}  # 1.0 s to 6 s: first program
     assert {of[half] for half in range(12, 22)} == {"small"}  # at 6 s the last second had 152 rows, big carries 72
     assert {of[half] for half in range(22, 24)} == {"big"}
+
+
+@pytest.mark.parametrize(("headroom", "subnet"), [(1.8, "big"), (1.9, "small")])
+def test_headroom_multiplies_the_demand(headroom: float, subnet: str) -> None:
+    """At 40 rows a second the one worker runs big, which carries 72.7, until head-room asks for more than that."""
+    learned = Demand(1.0)
+    learned.arrived(40, 0)
+    view = make_view(PROFILE, [query(1, SLO_US)], 100_000, learned=learned)
+    choice = parse_policy(f"proteus:headroom={headroom}").choose(replace(view, now_us=1_000_000))
+    assert choice == Choice(subnet, 4)
 
 
 def test_workers_keep_what_they_run_and_newcomers_run_the_smallest(start: Start) -> None:

@@ -5,10 +5,10 @@ by a quantile of what its queries took of their SLO, (finish - arrival) / (deadl
 took more than all. Above `high` the level falls by one subnet, below `low` it rises by one, between them it holds, as
 it does if nothing ended. A window is over at the first decision after `window_ms`, so a lull prolongs it.
 
-A window shorter than the time that a query waits judges a level by queries of the one before it, and steps too far;
-one of 100 ms is about three SLOs of the paper's 36 ms, and falls through six subnets in half a second. `low` is so far
-below `high` because the next subnet takes up to 1.7 times as long (reconstructed profile, full batch): a step up must
-not be the cause of the next step down.
+A window longer than a burst comes too late; one shorter than a query's time in the system judges a level by queries of
+the one before it, and steps too far. 20 ms, about half the paper's SLO, was best of 10 to 200, and falls through six
+subnets in 0.1 s. `low` is far below `high` because the next subnet takes up to 1.7 times as long (reconstructed
+profile, full batch): a step up must not be the cause of the next step down.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Level(Learner):
 class Brownout(Fitting):
     """One subnet for all, lowered and restored step by step as the measured latency nears the SLO."""
 
-    window_ms: float = field(default=100.0, metadata={"doc": "least time from one step to the next"})
+    window_ms: float = field(default=20.0, metadata={"doc": "least time from one step to the next"})
     tail: float = field(default=0.95, metadata={"doc": "which quantile of a window's latencies is judged, in [0, 1)"})
     high: float = field(default=0.8, metadata={"doc": "share of the SLO above which quality falls"})
-    low: float = field(default=0.5, metadata={"doc": "share of the SLO below which quality rises"})
+    low: float = field(default=0.3, metadata={"doc": "share of the SLO below which quality rises"})
 
     def __post_init__(self) -> None:
         if not 0.001 <= self.window_ms <= 1e9:
