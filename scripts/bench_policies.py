@@ -24,26 +24,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench_slackfit import PROFILE, ROOT
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from common.sched import Profile, Scheduler
 from common.sched.policies import PolicyError, parse_policy
 from loadgen.errors import InputError
+from loadgen.evaluation.cases import Case, World, play
+from loadgen.evaluation.experiments import ACCELS, CV2, ENDS, JITTERS, OVERHEADS_US, VARIANTS
 from loadgen.report import attained
-from loadgen.simulate import P95, P99, Conditions, simulate
+from loadgen.simulate import P95, P99, Conditions
 from loadgen.traces import make_arrivals
-from loadgen.workload import make_workload
 
+ROOT = Path(__file__).resolve().parent.parent
 POLICIES = (
     *("foresight", "slackfit", "slackfit:quantile=median", "slackfit:quantile=p95", "slackfit:quantile=p95@p99"),
     *("maxbatch:quantile=median", "maxbatch", "maxbatch@p99", "maxacc", "fixed:smallest"),
 )
-JITTERS = {"0": (0.0, 0.0), "10 %": (0.1, 0.0), "20 %": (0.2, 0.0), "hv": (0.1, 0.01)}  # jitter, tail
-OVERHEADS_US = (0, 1_000)
-WORKERS, SLO_MS = 8, 36.0
 TARGET = 0.999
 
 
@@ -61,6 +58,20 @@ class Run:
     seed: int
     attainment: float = 0.0
     accuracy: float = 0.0
+
+    def case(self) -> Case:
+        """What to simulate."""
+        jitter, tail = JITTERS[self.jitter]
+        conditions = Conditions(jitter=jitter, tail=tail, overhead_us=self.overhead_us, seed=self.seed)
+        world = World(
+            trace=self.trace,
+            duration_s=self.seconds,
+            rate=self.rate,
+            seed=self.seed,
+            conditions=conditions,
+            upper=P99 if self.policy.endswith("@p99") else P95,
+        )
+        return Case(world=world, policy=self.policy.removesuffix("@p99"))
 
 
 def main() -> None:
@@ -90,11 +101,11 @@ def main() -> None:
         parser.error(str(error))
     traces: list[tuple[str, str, float, float | None]] = [
         ("bursty", f"bursty:base=1500,variant={variant},cv2={cv2}", seconds, None)
-        for variant, cv2 in itertools.product((2950, 4900, 5550), (2, 4, 8))
+        for variant, cv2 in itertools.product(VARIANTS, CV2)
     ]
     traces += [
         ("ramp", f"ramp:start=2500,end={end},accel={accel},cv2=8", seconds, None)
-        for end, accel in itertools.product((4800, 6800, 7800), (250, 500, 5000))
+        for end, accel in itertools.product(ENDS, ACCELS)
     ]
     if args.maf:
         traces.append(("maf", f"minutes:{args.maf}", args.maf_seconds, 6_400.0))
@@ -118,13 +129,7 @@ def main() -> None:
 
 def run(asked: Run) -> Run:
     """Simulate one run."""
-    profile = Profile.from_dict(json.loads(PROFILE.read_text()))
-    jitter, tail = JITTERS[asked.jitter]
-    workload = make_workload(asked.trace, rate=asked.rate, duration_s=asked.seconds, seed=asked.seed, slo_ms=SLO_MS)
-    conditions = Conditions(jitter=jitter, tail=tail, overhead_us=asked.overhead_us, seed=asked.seed)
-    scheduler = Scheduler(parse_policy(asked.policy.removesuffix("@p99")))
-    upper = P99 if asked.policy.endswith("@p99") else P95
-    attainment, accuracy = attained(simulate(scheduler, workload, profile, WORKERS, conditions, upper=upper))
+    attainment, accuracy = attained(play(asked.case()))
     return replace(asked, attainment=attainment, accuracy=accuracy)
 
 

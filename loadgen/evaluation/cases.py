@@ -17,6 +17,7 @@ from common.sched.policies import parse_policy
 from common.sched.profile import Profile
 from loadgen.bounds import Bound, fluid, optimum
 from loadgen.profiles import load_profile
+from loadgen.records import Records
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.simulate import P95, Conditions, simulate
 from loadgen.workload import Workload, make_workload
@@ -84,14 +85,19 @@ class Result:
         return self.attainment * self.report.queries * (self.accuracy if self.attainment else 0.0) / bound.utility
 
 
-def run_case(case: Case) -> Result:
+def play(case: Case) -> Records:
     """Simulate one case."""
     world = case.world
     scheduler = Scheduler(
         parse_policy(case.policy), SchedulerOptions(late=case.late, reply_margin_us=world.conditions.hop_us)
     )
-    workload = world.workload()
-    records = simulate(scheduler, workload, _profile(world.profile), world.workers, world.conditions, upper=world.upper)
+    profile = _profile(world.profile)
+    return simulate(scheduler, world.workload(), profile, world.workers, world.conditions, upper=world.upper)
+
+
+def run_case(case: Case) -> Result:
+    """Simulate one case and report it."""
+    world = case.world
     info = RunInfo(
         url="simulation",
         model=world.profile,
@@ -103,7 +109,7 @@ def run_case(case: Case) -> Result:
         data="none",
         started_at="",
     )
-    return Result(case, make_report(records, info))
+    return Result(case, make_report(play(case), info))
 
 
 def run_bound(world: World, *, exact: bool = False) -> Bound:

@@ -1,0 +1,163 @@
+"""The evaluation: every experiment runs, its figures are consistent, and `equal` means what the report says."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from common.sched.policies import available
+from loadgen.bounds import Bound
+from loadgen.errors import InputError
+from loadgen.evaluation import evaluate as evaluation
+from loadgen.evaluation.cases import Case, Result, Results, World, bound_world, run_case
+from loadgen.evaluation.evaluate import EvaluateOptions, evaluate
+from loadgen.evaluation.experiments import FULL, Cell, Lengths, experiments
+from loadgen.evaluation.summary import gain
+from loadgen.simulate import Conditions
+
+TINY = Lengths(maf=0.4, steady=0.3, ramp=0.3, jitter=0.3, faults=1, way_back=6, mixed=1, small=3)
+WORLD = World(trace="poisson:rate=1000", duration_s=0.2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What an evaluation of very short traces writes."""
+    out = tmp_path_factory.mktemp("evaluation") / "new" / "folder"
+    told: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "QUICK", TINY)
+        evaluate(EvaluateOptions(out=out, quick=True), lambda done, total: told.append((done, total)))
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] == len(told) - 1
+    yield out
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_summary_has_every_experiment(summary: dict[str, Any]) -> None:
+    """Each experiment has its policies with attainment, accuracy and share of the optimum; those with baselines, gains."""
+    for key in ("maf_cnn", "maf_transformer", "bursty", "time_varying", "policies", "faults", "actuation_delay"):
+        for name, figures in summary[key]["policies"].items():
+            assert 0 <= figures["slo_attainment"] <= 1, (key, name)
+            assert figures["bound_share"] >= 0, (key, name)
+            assert figures["serving_accuracy"] is None or 70 < figures["serving_accuracy"] < 90, (key, name)
+    for key in ("maf_cnn", "maf_transformer", "bursty", "time_varying"):
+        assert {"accuracy_gain_points", "attainment_ratio"} <= set(summary[key])
+    assert len(summary["bursty"]["cells"]) == len(summary["time_varying"]["cells"]) == 9
+    assert summary["maf_cnn"]["paper"]["accuracy_gain_points"] == 4.67
+    assert summary["run"]["quick"] is True
+
+
+def test_no_policy_exceeds_the_bound(summary: dict[str, Any]) -> None:
+    """Without jitter no share of the optimum is above 1, of the fluid bound or of the exact optimum."""
+    for key in ("maf_cnn", "maf_transformer", "bursty", "time_varying", "policies", "faults", "small"):
+        for name, figures in summary[key]["policies"].items():
+            assert figures["bound_share"] <= 1 + 1e-9, (key, name)
+    for name, shares in summary["small"]["optimum_shares"].items():
+        assert 0 <= shares["least"] <= shares["mean"] <= 1 + 1e-9, name
+    assert summary["small"]["fluid_above_optimum"]["least"] >= -0.0005 - 1e-9
+
+
+def test_floors_hold_and_every_tenant_is_served(summary: dict[str, Any]) -> None:
+    """In the mixed trace no answer is below its tenant's floor, and the class behind all others is served too."""
+    for policy, tenants in summary["mixed"]["tenants"].items():
+        assert set(tenants) == {"interactive", "accurate", "background"}, policy
+        assert all(one["floor_violations"] == 0 for one in tenants.values()), policy
+        assert tenants["accurate"]["least_accuracy"] >= 79, policy
+        assert tenants["background"]["slo_attainment"] > 0.9, policy
+
+
+def test_way_back_is_told_per_policy(summary: dict[str, Any]) -> None:
+    """A policy that bends in the burst is back at its accuracy of before within seconds."""
+    for name in ("foresight", "slackfit", "maxbatch"):
+        one = summary["way_back"]["back"]["0"][name]
+        assert one["accuracy_in_burst"] < one["accuracy_before"]
+        assert 0 <= one["back_after_ms"] <= 3_000
+
+
+def test_report_has_a_section_and_a_plot_of_each_experiment(folder: Path, summary: dict[str, Any]) -> None:
+    """report.md names every policy of every experiment, and each plot that it shows is a PNG beside it."""
+    text = (folder / "report.md").read_text()
+    shown = experiments("minutes:synthetic-day", TINY)
+    for experiment in shown:
+        _, _, section = text.partition(f"## {experiment.title}\n")
+        section = section.partition("\n## ")[0]
+        assert all(f"`{name}`" in section for cell in experiment.cells for name in cell.policies if name != "infaas")
+        assert f"({experiment.key}.png)" in section
+    for experiment in shown:
+        assert (folder / f"{experiment.key}.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "dynamics.png").stat().st_size > 10_000
+    assert f"{summary['maf_cnn']['policies']['foresight']['serving_accuracy']:.2f}" in text
+    assert "+4.67" in text
+
+
+def test_every_kind_of_policy_is_evaluated() -> None:
+    """No registered policy is left out of the full evaluation."""
+    named = {
+        name.partition(":")[0]
+        for experiment in experiments("minutes:synthetic-day", FULL)
+        for cell in experiment.cells
+        for name in cell.policies
+    }
+    assert named == set(available())
+
+
+def test_equal_is_determined_as_documented() -> None:
+    """Equal attainment: within .001; equal accuracy: at least as accurate; the best baseline counts in each case."""
+    figures = {
+        "foresight": (0.9995, 78.5),
+        "fixed:73.82": (1.0, 73.82),
+        "fixed:76.69": (0.9986, 76.69),  # within .001 of foresight
+        "fixed:77.64": (0.9984, 77.64),  # not
+        "fixed:79.44": (0.4, 79.44),
+        "fixed:80.16": (0.3, 80.16),
+    }
+    cell = Cell("maf", WORLD, list(figures))
+    found = gain(made(figures), cell, "foresight")
+    assert found.accuracy_gain_points == pytest.approx(78.5 - 76.69)
+    assert found.at_attainment_of == "fixed:76.69"
+    assert found.attainment_ratio == pytest.approx(0.9995 / 0.4)
+    assert found.at_accuracy_of == "fixed:79.44"
+    alone = {name: figures[name] for name in ("foresight", "fixed:77.64")}
+    without = gain(made(alone), Cell("maf", WORLD, list(alone)), "foresight")
+    assert without.accuracy_gain_points is None
+    assert without.attainment_ratio is None
+
+
+def test_share_is_utility_over_the_bound() -> None:
+    """Attainment times accuracy times queries over the bound's utility."""
+    results = made({"foresight": (0.5, 80.0)})
+    one = results.of(WORLD, "foresight")
+    results.bounds[WORLD] = Bound.of(80.0 * one.report.queries, one.report.queries, one.report.queries)
+    assert results.share(one) == pytest.approx(0.5)
+
+
+def test_bounds_ignore_what_can_only_cost() -> None:
+    """Worlds that differ in hops, actuation or deaths have one bound: that of the world without."""
+    harsh = Conditions(hop_us=500, actuation_us=10_000, deaths=((1, "worker-0"),), overhead_us=100, seed=3)
+    assert bound_world(replace(WORLD, conditions=harsh)) == replace(WORLD, conditions=Conditions(overhead_us=100))
+
+
+def test_unreadable_day_is_told_before_anything_runs(tmp_path: Path) -> None:
+    """A day that is not there is an InputError, and no folder is made."""
+    with pytest.raises(InputError, match=r"no-such\.csv"):
+        evaluate(EvaluateOptions(out=tmp_path / "out", maf="minutes:no-such.csv"), lambda done, total: None)
+    assert not (tmp_path / "out").exists()
+
+
+def made(figures: dict[str, tuple[float, float]]) -> Results:
+    """Results of given attainment and accuracy."""
+    report = run_case(Case(world=WORLD, policy="fixed:smallest")).report
+    cases = {}
+    for name, (attainment, accuracy) in figures.items():
+        case = Case(world=WORLD, policy=name)
+        cases[case] = Result(case, replace(report, slo_attainment=attainment, serving_accuracy=accuracy))
+    return Results(cases, {}, {})
