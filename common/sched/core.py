@@ -324,8 +324,8 @@ class Scheduler:
             overrun = self.residuals.quantile(self.options.start_quantile, prior=1.0) - 1.0
             start_us = worker.start_us(now_us + self.delay.us, overrun)
             slack_us = head.deadline_us - self.options.reply_margin_us - start_us
-            estimates = self.rate, self.residuals, self._learner
-            view = View(now_us, start_us, slack_us, self._queue, worker, self._ready, *estimates)
+            queue, ready, rate, residuals = self._queue, self._ready, self.rate, self.residuals
+            view = View(now_us, start_us, slack_us, queue, worker, ready, rate, residuals, self._learner)
             choice = self.policy.choose(view)
             if choice is None and self.options.late == "drop":
                 self._reject(self._queue.pop(), "late", now_us, out)
