@@ -149,8 +149,8 @@ def counter(console: Console) -> Iterator[Callable[[str], Callable[[int, int], N
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
 
         def line(name: str) -> Callable[[int, int], None]:
-            task = bar.add_task(name, total=None)
-            return lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(name, total=None, visible=False)
+            return lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
         yield line
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from common.sched import Dispatch
+from common.sched.eventlog import replay
 from tests.loadgen.oip_server import OipServer
 
 
@@ -67,6 +69,52 @@ async def test_a_report_on_standard_output_is_nothing_but_json(server: OipServer
     assert code == 0, err
     assert json.loads(out)["executor"] == "torch"
     assert "SLO attainment" in err
+
+
+async def test_simulate_plays_policies_side_by_side(tmp_path: Path) -> None:
+    """Two policies in one table and one picture; a single one as a report that `compare` reads, and an event log."""
+    shape = ("--trace", "bursty:base=1000,variant=3000,cv2=4", "--duration", 1, "--jitter", 0.1)
+    code, out, err = await loadgen(
+        "simulate", "--policy", "slackfit", "--policy", "fixed:smallest", *shape, "--plot", tmp_path / "both.png"
+    )
+    assert code == 0, err
+    assert "slackfit" in out
+    assert "fixed:smallest" in out
+    assert size(tmp_path / "both.png")[0] > 1000
+
+    log, saved = tmp_path / "events.jsonl", tmp_path / "one.json"
+    world = ("--kill", "worker-1@0.3", "--join", "worker-2@0.5", "--slow", "worker-3@0.2x3", "--actuation-ms", 1)
+    code, out, err = await loadgen("simulate", *shape, *world, "--event-log", log, "--out", saved)
+    assert code == 0, err
+    report = json.loads(saved.read_bytes())
+    assert report["executor"] == "simulated"
+    assert report["queries"] == report["answered"] + report["errors"]
+    dispatched = [c for _, _, commands in replay(log.read_text().splitlines()) for c in commands]
+    assert sum(isinstance(command, Dispatch) for command in dispatched) > 20
+    code, out, err = await loadgen("compare", saved)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--policy", "slickfit"), "unknown 'slickfit'"),
+        (("--profile", "no-such"), "profile=no-such: no such shipped profile"),
+        (("--workers", 0), "workers=0: must be >= 1"),
+        (("--kill", "worker-9@1"), "kill=worker-9@1: workers are worker-0 to worker-7"),
+        (("--join", "worker-1"), "join=worker-1: write NAME@SECONDS"),
+        (("--slow", "worker-1@2"), "slow=worker-1@2: write NAME@SECONDSxFACTOR"),
+        (("--jitter", -1), "jitter=-1.0: must be >= 0"),
+        (("--tail", 2), "tail=2.0: must be a share"),
+        (("--policy", "slackfit", "--policy", "maxbatch", "--out", "x.json"), "takes one --policy"),
+    ],
+)
+async def test_simulate_names_what_is_wrong(arguments: tuple[object, ...], message: str) -> None:
+    """A wrong option of `simulate` is one line that names key and value, and exit code 2."""
+    code, out, err = await loadgen("simulate", "--rate", 100, "--duration", 0.1, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
 
 
 async def test_trace_tells_its_numbers_and_draws_them(tmp_path: Path) -> None:
