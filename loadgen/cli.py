@@ -14,9 +14,10 @@ from loadgen import spec
 from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.evaluate import SYNTHETIC_DAY, EvaluateOptions, evaluate
 from loadgen.plot import plot, plot_trace, require_matplotlib
+from loadgen.profiles import load_profile
 from loadgen.replay import ReplayOptions, replay
 from loadgen.report import Report
-from loadgen.simulating import DEFAULT_POLICY, SimulateOptions, simulate_policy
+from loadgen.simulating import DEFAULT_POLICY, SimulateOptions, check_policy, simulate_policy
 from loadgen.table import counter, progress_bar, render_table, render_trace, run_names
 from loadgen.traces import describe, make_parts
 from loadgen.workload import merge
@@ -131,6 +132,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
         late=arguments.late,
         event_log=arguments.event_log,
     )
+    profile = load_profile(options.profile)
+    for policy in policies:
+        check_policy(policy, profile)
     with counter(Console(stderr=True)) as count:
         reports = [simulate_policy(policy, options, count(policy)) for policy in policies]
     to_stdout = str(arguments.out) == "-"

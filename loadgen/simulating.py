@@ -14,7 +14,8 @@ from typing import Literal
 from common.sched.core import Scheduler
 from common.sched.eventlog import EventLog
 from common.sched.options import SchedulerOptions
-from common.sched.policies import PolicyError, parse_policy
+from common.sched.policies import Policy, PolicyError, parse_policy
+from common.sched.profile import Profile
 from loadgen.errors import InputError
 from loadgen.profiles import load_profile
 from loadgen.report import Report, RunInfo, make_report
@@ -89,6 +90,16 @@ class SimulateOptions:
         return at_us, name, value
 
 
+def check_policy(spec: str, profile: Profile) -> Policy:
+    """Read a policy that is to work with a profile. InputError if it cannot be used."""
+    try:
+        policy = parse_policy(spec)
+        policy.cheapest(profile)
+    except PolicyError as error:
+        raise InputError("policy", spec, str(error)) from None
+    return policy
+
+
 def simulate_policy(
     policy: str, options: SimulateOptions, progress: Callable[[int, int], None] | None = None
 ) -> Report:
@@ -107,11 +118,7 @@ def simulate_policy(
         rows=options.rows,
     )
     settings = SchedulerOptions(late=options.late, reply_margin_us=options.conditions.hop_us)
-    try:
-        scheduler = Scheduler(parse_policy(policy), settings)
-        scheduler.policy.cheapest(profile)
-    except PolicyError as error:
-        raise InputError("policy", policy, str(error)) from None
+    scheduler = Scheduler(check_policy(policy, profile), settings)
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     queries = len(workload.intended_s)
     count = None if progress is None else lambda arrived: progress(arrived, queries)
