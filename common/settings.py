@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from common.errors import ConfigError
+from common.sched import policies
 
 ENV_PREFIX = "SUPERSERVE_"
 REDIS_URL = "REDIS_URL"
@@ -72,7 +73,7 @@ class SchedulerSettings(ServiceSettings):
     """
 
     model: Name = Field("fashion-resnet", description="the model whose streams to serve")
-    policy: str = Field("slackfit", description="policy and its options, as in slackfit:buckets=16")
+    policy: str = Field(policies.DEFAULT, description="policy and its options, as in slackfit:buckets=16")
     late: Literal["drop", "serve"] = Field(
         "drop", description="a query that can no longer meet its deadline: answer 504 at once, or serve it late"
     )
@@ -134,7 +135,7 @@ class UpSettings(ServiceSettings):
     model: str = Field("fashion-resnet", description="name of a shipped model, or the folder of one")
     workers: int = Field(1, ge=1, le=64, description="worker processes to start")
     gateways: int = Field(1, ge=1, le=16, description="gateway processes to start; more than one share the port")
-    policy: str = Field("slackfit", description="policy and its options, as in slackfit:buckets=16")
+    policy: str = Field(policies.DEFAULT, description="policy and its options, as in slackfit:buckets=16")
     executor: Literal["torch", "emulated"] = Field("torch", description="how workers infer")
     profile: str | None = Field(None, description="of every worker: name of a shipped profile, or a file")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="device of every worker")

@@ -10,6 +10,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
+from common.sched import policies
 from loadgen import spec
 from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.evaluate import SYNTHETIC_DAY, EvaluateOptions, evaluate
@@ -17,7 +18,7 @@ from loadgen.plot import plot, plot_trace, require_matplotlib
 from loadgen.profiles import load_profile
 from loadgen.replay import ReplayOptions, replay
 from loadgen.report import Report
-from loadgen.simulating import DEFAULT_POLICY, SimulateOptions, check_policy, simulate_policy
+from loadgen.simulating import SimulateOptions, check_policy, simulate_policy
 from loadgen.table import counter, progress_bar, render_table, render_trace, run_names
 from loadgen.traces import describe, make_parts
 from loadgen.workload import merge
@@ -104,8 +105,8 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    policies: list[str] = arguments.policy or [DEFAULT_POLICY]
-    if len(policies) > 1:
+    specs: list[str] = arguments.policy or [policies.DEFAULT]
+    if len(specs) > 1:
         for key, path in (("out", arguments.out), ("event-log", arguments.event_log)):
             if path is not None:
                 raise InputError(key, path, "takes one --policy")
@@ -133,18 +134,18 @@ def _simulate(arguments: argparse.Namespace) -> int:
         event_log=arguments.event_log,
     )
     profile = load_profile(options.profile)
-    for policy in policies:
+    for policy in specs:
         check_policy(policy, profile)
     with counter(Console(stderr=True)) as count:
-        reports = [simulate_policy(policy, options, count(policy)) for policy in policies]
+        reports = [simulate_policy(policy, options, count(policy)) for policy in specs]
     to_stdout = str(arguments.out) == "-"
     if to_stdout:
         print(reports[0].to_json().decode())
     elif arguments.out is not None:
         reports[0].save(arguments.out)
     if arguments.plot is not None:
-        plot(reports, arguments.plot, policies)
-    _console(stderr=to_stdout).print(render_table(reports, policies))
+        plot(reports, arguments.plot, specs)
+    _console(stderr=to_stdout).print(render_table(reports, specs))
     return 0
 
 
@@ -170,9 +171,9 @@ def _trace(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
     reports = [Report.load(path) for path in arguments.reports]
-    policies = run_names(reports)
+    heads = run_names(reports)
     unnamed = len({report.policy for report in reports}) < len(reports)
-    names = [path.stem for path in arguments.reports] if unnamed else policies
+    names = [path.stem for path in arguments.reports] if unnamed else heads
     if arguments.plot is not None:
         plot(reports, arguments.plot, names)
     _console().print(render_table(reports, names))
@@ -264,7 +265,7 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
     """What `simulate` takes."""
     parser.add_argument(
         "--policy", action="append", metavar="SPEC",
-        help=f"repeatable: side by side; `superserve policies` lists them ({DEFAULT_POLICY})",
+        help=f"repeatable: side by side; `superserve policies` lists them ({policies.DEFAULT})",
     )  # fmt: skip
     parser.add_argument(
         "--profile", default="rtx2080ti-reconstructed", metavar="NAME|FILE", help="latencies of a worker (%(default)s)"

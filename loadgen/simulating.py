@@ -22,8 +22,6 @@ from loadgen.report import Report, RunInfo, make_report
 from loadgen.simulate import Conditions, simulate
 from loadgen.workload import make_workload
 
-DEFAULT_POLICY = "slackfit"  # as the scheduler's
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateOptions:

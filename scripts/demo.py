@@ -1,4 +1,4 @@
-"""The demo behind ``scripts/demo``: one mesh, one trace, three policies.
+"""The demo behind ``scripts/demo``: one mesh, one trace, four policies.
 
 Gateway, scheduler and worker run as processes of their own around a real Redis. The worker and the gateway stay;
 between runs the scheduler is replaced by one of the next policy, which is how a policy is changed in production too.
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from common import embedded
 from common.errors import ConfigError
+from common.sched import policies
 from loadgen.errors import LoadgenError
 from loadgen.plot import plot
 from loadgen.replay import ReplayOptions, replay
@@ -27,7 +28,7 @@ from loadgen.table import progress_bar, render_table
 from services.mesh import Child, Mesh
 
 MODEL = "fashion-resnet"
-POLICIES = ("slackfit", "fixed:largest", "fixed:smallest")
+POLICIES = (policies.DEFAULT, "slackfit", "fixed:largest", "fixed:smallest")
 TRACE = "bursty:base=1,variant=3,cv2=4"
 # Of what the smallest subnet sustains: bursts of this trace then exceed what the largest can do many times over, and
 # stay within what the smallest can.

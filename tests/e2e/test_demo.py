@@ -25,12 +25,12 @@ def test_quick_demo_writes_report_and_plot(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "SLO attainment" in done.stdout
     runs = json.loads((tmp_path / "report.json").read_bytes())["runs"]
-    assert [run["policy"] for run in runs] == ["slackfit", "fixed:largest", "fixed:smallest"]
+    assert [run["policy"] for run in runs] == ["foresight", "slackfit", "fixed:largest", "fixed:smallest"]
     for run in runs:
         assert run.keys() >= FIELDS
         assert run["answered"] + run["errors"] == run["queries"] > 0
         assert run["executor"] == "torch"
     assert len({(run["trace"], run["seed"], run["queries"]) for run in runs}) == 1
-    assert len(runs[1]["subnets"]) == len(runs[2]["subnets"]) == 1
+    assert len(runs[2]["subnets"]) == len(runs[3]["subnets"]) == 1
     with Image.open(tmp_path / "report.png") as image:
         assert min(image.size) > 400

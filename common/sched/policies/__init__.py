@@ -25,7 +25,10 @@ from common.sched.policies.maxbatch import MaxBatch
 from common.sched.policies.proteus import Proteus
 from common.sched.policies.slackfit import SlackFit
 
-__all__ = ["Policy", "PolicyError", "View", "available", "parse_policy", "spec_of"]
+__all__ = ["DEFAULT", "Policy", "PolicyError", "View", "available", "parse_policy", "spec_of"]
+
+DEFAULT = "foresight"
+"""What a scheduler uses unless told otherwise; docs/scheduling.md has the measurements that chose it."""
 
 _REGISTRY: dict[str, type[Any]] = {
     "foresight": Foresight,
