@@ -133,6 +133,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         late=arguments.late,
         event_log=arguments.event_log,
     )
+    sys.path.append(str(Path.cwd()))  # policies of the user's own, as in `superserve scheduler`
     profile = load_profile(options.profile)
     for policy in specs:
         check_policy(policy, profile)

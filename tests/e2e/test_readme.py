@@ -1,5 +1,6 @@
 """The README's Python blocks do what they say."""
 
+import json
 import re
 import subprocess
 import sys
@@ -40,10 +41,16 @@ def test_python_block_inserts_and_actuates() -> None:
 
 
 def test_policy_of_at_most_20_lines_schedules(tmp_path: Path) -> None:
-    """The block, saved where `superserve up` is run, is the policy of the mesh, with its option, and serves."""
+    """The block, saved where `superserve up` is run, is the policy of the mesh, with its option, and of the simulator."""
     (block,) = (block for block in blocks() if "class Cautious" in block)
     assert len([line for line in block.splitlines() if line.strip()]) <= 20
     (tmp_path / "cautious.py").write_text(block)
+    arguments = ("--policy", "cautious:Cautious", "--rate", "2000", "--duration", "1", "--out", "-")
+    command = (str(Path(sys.executable).parent / "loadgen"), "simulate", *arguments)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    report = json.loads(done.stdout)
+    assert report["policy"] == "cautious:Cautious:share=0.5"
+    assert report["slo_attainment"] > 0.99
     emulated = ("--executor", "emulated", "--profile", "rtx2080ti-reconstructed")
     with (
         launch(*emulated, "--policy", "cautious:Cautious:share=0.4", cwd=tmp_path) as running,
