@@ -41,7 +41,7 @@ def test_python_block_inserts_and_actuates() -> None:
 
 
 def test_policy_of_at_most_20_lines_schedules(tmp_path: Path) -> None:
-    """The block, saved where `superserve up` is run, is the policy of the mesh with its option, and of the simulator."""
+    """The block, saved where `superserve up` is run, is the policy of mesh and simulator, and takes its option."""
     (block,) = (block for block in blocks() if "class Cautious" in block)
     assert len([line for line in block.splitlines() if line.strip()]) <= 20
     (tmp_path / "cautious.py").write_text(block)
