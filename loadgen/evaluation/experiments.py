@@ -206,8 +206,8 @@ def _actuation(maf: str, lengths: Lengths) -> Experiment:
         "actuation_delay",
         "Actuation delay",
         "MAF at 6,400 q/s where a change of subnet costs a worker 0 to 100 ms, jitter 10 % (paper, figure 1b). "
-        f"`{COARSE}` knows the delay and changes only when there is time; `{SWITCHING}` changes when a period ends. The "
-        "paper tells of up to 75 times as many misses at 100 ms as at 0.",
+        f"`{COARSE}` knows the delay and changes only when there is time; `{SWITCHING}` changes when a period ends. "
+        "The paper tells of up to 75 times as many misses at 100 ms as at 0.",
         cells,
         {"miss_ratio": 75.0},
     )
