@@ -33,7 +33,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
-from operator import le
+from operator import ge
 
 from common.sched.policies.base import PolicyError, View
 from common.sched.profile import Profile
@@ -93,7 +93,8 @@ class Foresight:
                 return Choice(profile.subnets[index].id, rows)
             if ahead is None:
                 ahead = _Ahead(view, self, margin)
-            if ahead.bears(index, rows, ladder[0]) and ahead.saved(index, rows, ladder[place - 1]):
+            end_us = ahead.end_us(index, rows)
+            if ahead.bears(end_us, rows, ladder[0]) and ahead.saved(end_us, rows, ladder[place - 1]):
                 return Choice(profile.subnets[index].id, rows)
         return self._part(view, ladder[0], rows, ahead or _Ahead(view, self, margin))
 
@@ -105,7 +106,7 @@ class Foresight:
             if expected_us > view.slack_us + view.start_us - max(view.now_us, view.worker.free_us):
                 return None
             rows = head.rows
-        if ahead.saved(index, rows, index) or not ahead.saved(index, 0, index):
+        if ahead.saved(ahead.end_us(index, rows), rows, index) or not ahead.saved(view.start_us, 0, index):
             return Choice(profile.subnets[index].id, rows)
         return None
 
@@ -116,13 +117,14 @@ class _Ahead:
     The first of `factors`, by which workers exceed their profiles' medians, is that of the worker to fill.
     """
 
-    __slots__ = ("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_likely", "_reply_us", "_view")
+    __slots__ = ("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_likely", "_reply_us", "_table", "_view")
 
     def __init__(self, view: View, policy: Foresight, margin: float) -> None:
         head, now_us, worker = view.head, view.now_us, view.worker
         others = [other for other in view.workers if other is not worker]
         margin = 1.0 + (margin - 1.0) * _BEHIND
         self._view = view
+        self._table = view.profile.latencies("median")
         self._reply_us = head.deadline_us - view.slack_us - view.start_us
         self._free_us = [other.free_us if other.free_us > now_us else now_us for other in others]
         self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
@@ -136,42 +138,49 @@ class _Ahead:
         self._coming = ([int(due_us + i * size / per_us) for i in range(count)], size if count else 0)
         self._behind: dict[int, tuple[list[int], int, int]] = {}
 
-    def saved(self, index: int, rows: int, lower: int) -> bool:
-        """Whether all behind a batch of `rows` rows of subnet `index` make it with subnet `lower`.
+    def end_us(self, index: int, rows: int) -> int:
+        """When the worker to fill has run a batch of subnet `index`, of `rows` rows or all that are there."""
+        view = self._view
+        rows = min(rows, view.queue.rows)
+        table = self._table if rows < len(self._table[index]) else view.profile.latencies("median", rows)
+        return view.start_us + ceil(table[index][rows] * self._factors[0])
+
+    def saved(self, end_us: int, rows: int, lower: int) -> bool:
+        """Whether all behind the first `rows` rows, whose batch ends at `end_us`, make it with subnet `lower`.
 
         Each batch goes to the worker that is free first: so the k-th of them ends at the k-th of all the moments at
         which workers could end one. Arrivals to come are taken as there already: only their deadlines bind.
-        rows: 0 lets the head go instead.
         """
         dues_us, earliest_us, packed = self._behind.get(rows) or self._cut(rows)
         if not dues_us:
             return True
-        median_us = self._view.profile.latencies("median")[lower][packed]
+        median_us = self._table[lower][packed]
         steps_us = [ceil(median_us * factor) for factor in self._factors]
-        free_us = [self._end_us(index, rows), *self._free_us]
+        free_us = [end_us, *self._free_us]
         until_us = max(free_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us)  # all are surely done
         if until_us <= earliest_us:
             return True
         ends_us: list[int] = []
         for at_us, step_us in zip(free_us, steps_us, strict=True):
-            ends_us.extend(range(at_us + step_us, until_us + 1, step_us))
+            ends_us += range(at_us + step_us, until_us + 1, step_us)
         ends_us.sort()
-        return all(map(le, ends_us, dues_us))  # there are no fewer ends than dues
+        return all(map(ge, dues_us, ends_us))  # there are no fewer ends than dues
 
-    def bears(self, index: int, rows: int, smallest: int) -> bool:
-        """Whether the worst burst, were it to land right after this batch, would make it with subnet `smallest`.
+    def bears(self, end_us: int, rows: int, smallest: int) -> bool:
+        """Whether the worst burst, were it to land right after that batch, would make it with subnet `smallest`.
 
         It would keep all workers busy with many batches: they count as likely, not as long as they can get.
         """
-        if not self._burst:
-            return True
-        profile, due_us = self._view.profile, self._due_us
-        median_us = profile.latencies("median")[smallest][profile.max_batch] * self._likely
-        room = 0
-        for at_us, factor in zip([self._end_us(index, rows), *self._free_us], self._factors, strict=True):
+        view, due_us = self._view, self._due_us
+        largest = view.profile.max_batch
+        median_us = self._table[smallest][largest] * self._likely
+        missing = view.queue.rows - rows + self._burst
+        for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
+            if missing <= 0.0:
+                return True
             if at_us < due_us:
-                room += int((due_us - at_us) / (median_us * factor))
-        return room * profile.max_batch >= self._view.queue.rows - rows + self._burst
+                missing -= (due_us - at_us) // (median_us * factor) * largest
+        return missing <= 0.0 or not self._burst
 
     def _cut(self, rows: int) -> tuple[list[int], int, int]:
         """When batches behind the first `rows` rows are due, the earliest of them, and the rows of the largest."""
@@ -180,14 +189,6 @@ class _Ahead:
         dues_us = [due_us - self._reply_us for due_us in dues_us] + coming_us
         found = self._behind[rows] = (dues_us, min(dues_us, default=0), max(packed, size))
         return found
-
-    def _end_us(self, index: int, rows: int) -> int:
-        """When the worker to fill has run so many of the rows that are there."""
-        if not rows:
-            return self._view.start_us
-        rows = min(rows, self._view.queue.rows)
-        taken_us = self._view.profile.latencies("median", rows)[index][rows]
-        return self._view.start_us + ceil(taken_us * self._factors[0])
 
 
 @lru_cache(maxsize=256)
