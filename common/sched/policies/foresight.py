@@ -174,7 +174,7 @@ class _Ahead:
         view, due_us = self._view, self._due_us
         largest = view.profile.max_batch
         median_us = self._table[smallest][largest] * self._likely
-        missing = view.queue.rows - rows + self._burst
+        missing = max(0, view.queue.rows - rows) + self._burst
         for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
             if missing <= 0.0:
                 return True
