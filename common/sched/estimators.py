@@ -50,8 +50,8 @@ class ArrivalRate:
         """
         if now_us < self._until_us:
             return self._surprise
-        faded = self._surprise * exp((self._until_us - _WINDOW_US - now_us) / _SURPRISE_US)
-        return max(faded, self._window - self._announced)
+        worst = max(self._surprise, self._window - self._announced)
+        return worst * exp((self._until_us - _WINDOW_US - now_us) / _SURPRISE_US)
 
     def _faded(self, now_us: int) -> float:
         return self._rows * exp(min(0, self._at_us - now_us) / _RATE_WINDOW_US)

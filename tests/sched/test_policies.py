@@ -307,6 +307,7 @@ def test_spec_is_read_back(spec: str) -> None:
         ("maxacc:quantile=p99", "maxacc: quantile: expected median or p95, got 'p99'"),
         ("foresight:target=1", "foresight: target: .* got 1.0"),
         ("foresight:fill=0", "foresight: fill: .* got 0.0"),
+        ("foresight:burst=-1", "foresight: burst: .* got -1.0"),
         ("foresight:horizon_ms=-1", "foresight: horizon_ms: .* got -1.0"),
         ("slickfit:buckets=3", "unknown 'slickfit', expected one of"),
         ("fixd:smallest", "policy: fixd:smallest: No module named 'fixd'; expected one of foresight, slackfit"),

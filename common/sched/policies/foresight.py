@@ -117,7 +117,18 @@ class _Ahead:
     The first of `factors`, by which workers exceed their profiles' medians, is that of the worker to fill.
     """
 
-    __slots__ = ("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_likely", "_reply_us", "_table", "_view")
+    __slots__ = (
+        "_behind",
+        "_burst",
+        "_coming",
+        "_due_us",
+        "_factors",
+        "_free_us",
+        "_likely",
+        "_reply_us",
+        "_table",
+        "_view",
+    )
 
     def __init__(self, view: View, policy: Foresight, margin: float) -> None:
         head, now_us, worker = view.head, view.now_us, view.worker
