@@ -38,7 +38,8 @@ Floats: TypeAlias = NDArray[np.float64]
 MAX_GROUPS = 1_000  # of arrivals in the fluid bound: docs/bounds.md has what more would gain
 MAX_VARIABLES = 200_000  # of the ZILP
 MAX_STARTS = 20_000  # of the ZILP
-_FIRST = 8  # ways to a state in a first search, whose result lets the exact one leave out most
+MAX_WAYS = 500_000  # that the search follows, a minute or two
+_FIRST = 2  # ways to a state in a first search, whose result lets the exact one leave out most
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +137,11 @@ def fluid(
     return Bound.of(utility, float(sum(values[taken].sum() for taken in served)), len(queries.rows))
 
 
-def optimum(load: Load, workers: Collection[Profile], *, overhead_us: int = 0) -> Bound:
-    """Solve a small instance exactly: `search` where it applies, else `zilp`. Raises as they do."""
-    queries = _Queries.of(load)
-    return (search if queries.alike and len(set(workers)) == 1 else zilp)(load, workers, overhead_us=overhead_us)
+def optimum(load: Load, workers: Collection[Profile], *, overhead_us: int = 0, tolerance: float = 0.0) -> Bound:
+    """Solve a small instance: `search`, with that tolerance, where it applies, else `zilp`. Raises as they do."""
+    if _Queries.of(load).alike and len(set(workers)) == 1:
+        return search(load, workers, overhead_us=overhead_us, tolerance=tolerance)
+    return zilp(load, workers, overhead_us=overhead_us)
 
 
 def zilp(load: Load, workers: Collection[Profile], *, overhead_us: int = 0) -> Bound:
@@ -184,7 +186,7 @@ def zilp(load: Load, workers: Collection[Profile], *, overhead_us: int = 0) -> B
     return Bound.of(utility, float(sum(values[chosen].sum() for chosen in served)), len(queries.rows))
 
 
-def search(load: Load, workers: Collection[Profile], *, overhead_us: int = 0) -> Bound:
+def search(load: Load, workers: Collection[Profile], *, overhead_us: int = 0, tolerance: float = 0.0) -> Bound:
     """Solve the ZILP by dynamic programming, for queries of one SLO and floor and one row each, on like workers.
 
     Take an optimal schedule, order its batches by start, and change it, as long as one of these changes applies:
@@ -200,7 +202,10 @@ def search(load: Load, workers: Collection[Profile], *, overhead_us: int = 0) ->
     With one worker the queries left behind a batch are dead, and its batches are contiguous. With more they need not
     be: a short batch may run beside a long one, for a query due before the long one ends and one come after it began.
 
-    Raises InputError for other loads or workers.
+    tolerance: the share by which the utility may lie above the optimum, never below it. Ways that cannot do better
+    than that are counted by what could come of them at most, instead of being followed; what it saves is much.
+
+    Raises InputError for other loads or workers, and for an instance with more than `MAX_WAYS` ways to follow.
     """
     queries = _Queries.of(load)
     if not queries.alike:
@@ -208,8 +213,9 @@ def search(load: Load, workers: Collection[Profile], *, overhead_us: int = 0) ->
     if len(set(workers)) != 1:
         raise InputError("workers", len(workers), "must be alike, and at least one")
     instance = _Search.of(queries, next(iter(workers)), overhead_us)
-    first = instance.run(len(workers), keep=_FIRST)
-    return Bound.of(*max(first, instance.run(len(workers), target=first[0])), len(queries.rows))
+    found = instance.run(len(workers), keep=_FIRST)
+    found = instance.run(len(workers), found, tolerance)
+    return Bound.of(*found, len(queries.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,15 +384,18 @@ class _Search:
         shortest_us = min((row[1] for row in table), default=0)
         return cls(queries.arrival_us.tolist(), queries.deadline_us.tolist(), subnets, shortest_us, _concave(prices))
 
-    def run(self, workers: int, keep: int | None = None, target: float = 0.0) -> tuple[float, int]:
-        """Return utility and queries served of the best way, at least if it exceeds `target`.
+    def run(
+        self, workers: int, best: tuple[float, int] = (0.0, 0), tolerance: float = 0.0, keep: int | None = None
+    ) -> tuple[float, int]:
+        """Return utility and queries served of the best way, if that beats `best`; the utility within `tolerance`.
 
-        States come after all that lead to them: more queries passed, or fewer left. keep: ways to a state, at most.
+        States come after all that lead to them: more queries passed, or fewer left. keep: ways to a state that are
+        followed, at most, for a quick result that need not be the best.
         """
         count = len(self.arrival_us)
         ways: dict[tuple[int, _Left], list[_Way]] = {(0, ()): [((self.arrival_us[0],) * workers, 0.0, 0)]}
         heap: list[tuple[int, int, _Left]] = [(0, 0, ())]
-        best = (0.0, 0)
+        followed, possible = 0, 0.0
         while heap:
             following, _, left = heapq.heappop(heap)
             waiting = (*left, *range(following, count))
@@ -395,14 +404,19 @@ class _Search:
                 there = sorted(there, key=lambda way: self._most(waiting, way), reverse=True)[:keep]
             for way in there:
                 best = max(best, way[1:])
-                if self._most(waiting, way) <= max(target, best[0]):
+                if (most := self._most(waiting, way)) <= best[0] * (1.0 + tolerance):
+                    possible = max(possible, most)
                     continue
+                followed += 1
+                if followed > MAX_WAYS:
+                    why = f"the search has more than {MAX_WAYS} ways to follow: take fewer, or a greater tolerance"
+                    raise InputError("queries", count, why)
                 for key, reached in self._steps(waiting, following, way):
                     if key not in ways:
                         ways[key] = []
                         heapq.heappush(heap, (key[0], -len(key[1]), key[1]))
                     _keep(ways[key], reached)
-        return best
+        return (max(possible, best[0]) if tolerance else best[0]), best[1]
 
     def _most(self, waiting: Sequence[int], way: _Way) -> float:
         """No more utility than this can come of a way: all the time left, at the price of the largest batches."""
@@ -510,6 +524,8 @@ class _Program:
             from scipy.sparse import csr_array
         except ImportError as error:
             raise MissingExtraError("scipy", "evaluate") from error
+        if not self.size:
+            return 0.0, np.zeros(0)
         gains, integral = np.concatenate(self._gains), np.concatenate(self._integral)
         least, most = (np.concatenate(side) for side in zip(*self._limits, strict=True))
         rows, columns, values = (np.concatenate(part) for part in zip(*self._entries, strict=True))

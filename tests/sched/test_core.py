@@ -4,13 +4,15 @@ import pytest
 
 from common.sched.core import Scheduler
 from common.sched.options import SchedulerOptions
-from common.sched.policies.base import PolicyError, View
+from common.sched.policies.base import Learner, PolicyError, View
 from common.sched.profile import Profile, ProfileError
 from common.sched.types import (
     Arrived,
     Batch,
     BatchDone,
     Choice,
+    Query,
+    Reason,
     Tick,
     WorkerDraining,
     WorkerHello,
@@ -388,6 +390,56 @@ def test_a_policy_may_let_the_head_go(late: str, dispatches: int, rejections: in
     scheduler.handle(WorkerHello("w", PROFILE), 0)
     commands = scheduler.handle(Arrived((query(1),)), 0)
     assert (len(dispatched(commands)), len(rejected(commands))) == (dispatches, rejections)
+
+
+class Diary(Learner):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def arrived(self, rows: int, now_us: int) -> None:
+        self.told.append(("arrived", rows, now_us))
+
+    def finished(self, batch: Batch, done: BatchDone) -> None:
+        self.told.append(("finished", ids(batch), done.finished_us))
+
+    def rejected(self, query: Query, reason: Reason, now_us: int) -> None:
+        self.told.append((reason, query.id, now_us))
+
+
+class Learned(Spy):
+    def learner(self) -> Diary:
+        return Diary()
+
+
+def test_a_policys_learner_is_told_and_shown() -> None:
+    """The core makes one learner, tells it what is admitted, finished and given up, and shows it in each view."""
+    policy = Learned(Choice("small", 4))
+    scheduler = Scheduler(policy, SchedulerOptions(max_queue_rows=3))
+    scheduler.handle(WorkerHello("w", PROFILE), 0)
+    scheduler.handle(Arrived((query(1, 100_000), query(2, 100_000, rows=2), query(3, 100_000))), 10)  # 3: queue_full
+    scheduler.handle(BatchDone("w", 1, 10, 14_000), 15_000)
+    scheduler.handle(BatchDone("w", 9, 10, 14_000), 16_000)  # unknown
+    scheduler.handle(Arrived((query(4, 20_000), query(5, 90_000, min_accuracy=99.0))), 17_000)
+    policy.choice = None
+    scheduler.handle(Arrived((query(6, 90_000),)), 18_000)
+    diary = policy.views[0].learned
+    assert isinstance(diary, Diary)
+    assert all(view.learned is diary for view in policy.views)
+    assert diary.told == [
+        *(("arrived", 3, 10), ("finished", [1, 2], 14_000)),
+        *(("arrived", 1, 17_000), ("late", 4, 17_000), ("arrived", 1, 18_000), ("late", 6, 18_000)),
+    ]
+
+
+def test_without_a_learner_nothing_is_learned() -> None:
+    """A policy without `learner` is shown None."""
+    policy = Spy(Choice("small", 1))
+    scheduler = Scheduler(policy)
+    scheduler.handle(WorkerHello("w", PROFILE), 0)
+    scheduler.handle(Arrived((query(1),)), 0)
+    assert [view.learned for view in policy.views] == [None]
 
 
 def test_arrivals_behind_the_head_cost_no_decision() -> None:

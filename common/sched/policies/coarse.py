@@ -9,9 +9,11 @@ decides whether the worker may follow, in this order:
 3. Else the change does not fit: the subnet that is loaded runs, on the largest batch that fits.
 4. That subnet cannot serve the head, for lack of speed or of accuracy: the head is lost either way. It alone carries
    the change, late, so that those behind it find the subnet that the policy wants. So does the first query of all.
+5. The policy lets the head go even without a delay: that is overload. The head alone carries a change to the cheapest
+   subnet that may serve it; with that one loaded, it goes.
 
-With a delay longer than the slack, 2 never applies and a worker only ever changes by 4, to what is faster or what a
-query demands. Without a delay the policy alone decides.
+With a delay longer than the slack, 2 never applies and a worker changes by 4 and 5 alone: to what is faster, and never
+back but for a query that demands accuracy. Without a delay the policy alone decides.
 """
 
 from __future__ import annotations
@@ -52,8 +54,11 @@ class Coarse:
         """Return what the policy wants if there is time for it, else what the subnet that is loaded can do."""
         inner, profile, head, loaded = _inner(self.policy), view.profile, view.head, view.worker.subnet
         wanted = inner.choose(view)
-        if wanted is None or profile.actuation_us == 0:
+        if profile.actuation_us == 0:
             return wanted
+        if wanted is None:
+            cheapest = view.worker.cheapest_for(head.min_accuracy, head.rows)
+            return None if cheapest == loaded else Choice(cheapest, head.rows)
         if wanted.subnet != loaded:
             changed = inner.choose(_later(view, profile.actuation_us))
             if changed is not None and changed.subnet != loaded and _in_time(view, changed):
