@@ -48,13 +48,28 @@ _TICK = Tick()
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What a mesh was measured to cost beside its profile, each many times: one value is drawn whenever it is due.
+
+    A dispatch's way to its worker, a report's to the core, what a batch takes longer, and a reply's way to the client,
+    with what a query needed to be stamped. `ingress_us` is the way of every query from its stamp to the core.
+    """
+
+    dispatches_us: tuple[int, ...]
+    reports_us: tuple[int, ...]
+    overheads_us: tuple[int, ...]
+    replies_us: tuple[int, ...]
+    ingress_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What the world does to a batch. Times in microseconds.
 
     A batch takes median x (1 + |N(0, jitter)|), doubled with probability `tail`, plus `overhead_us`, plus
     `actuation_us` if its worker ran another subnet before. `hop_us` is the way of one message: a dispatch to its
     worker, a report or a reply back. `deaths` and `joins` are (time, worker): a worker that joins is not there before.
-    From a time on, a worker in `slow` takes so many times as long: (time, worker, factor).
+    From a time on, a worker in `slow` takes so many times as long: (time, worker, factor). `costs` come on top.
     """
 
     jitter: float = 0.0
@@ -65,6 +80,7 @@ class Conditions:
     deaths: tuple[tuple[int, str], ...] = ()
     joins: tuple[tuple[int, str], ...] = ()
     slow: tuple[tuple[int, str, float], ...] = ()
+    costs: Costs | None = None
     seed: int = 0
 
     def measured(self, profile: Profile, upper: float = P95) -> Profile:
@@ -113,6 +129,7 @@ class Simulation:
         self._log = log
         self._conditions = conditions
         self._random = random.Random(conditions.seed)
+        self._ingress_us = conditions.costs.ingress_us if conditions.costs else 0
         self._profiles = dict(workers)
         self._alive: set[str] = set()
         self._loaded: dict[str, str] = {}
@@ -133,7 +150,7 @@ class Simulation:
         """Play a workload until every query has its outcome. A rejected query is an error with its reason."""
         scheduler, heap = self.scheduler, self._heap
         alike = len({tenant.slo_ms for tenant in workload.tenants}) == 1
-        for queries, times_us in _chunks(workload):
+        for queries, times_us in _chunks(workload, self._ingress_us):
             at, end = 0, len(queries)
             while at < end:
                 arrival_us = times_us[at]
@@ -192,19 +209,26 @@ class Simulation:
         factor = 1.0 + abs(self._random.gauss(0.0, world.jitter)) if world.jitter else 1.0
         if world.tail and self._random.random() < world.tail:
             factor *= 2.0
-        started_us = max(now_us + world.hop_us, self._free_us[worker])
+        dispatch_us = report_us = reply_us = world.hop_us
+        overhead_us = world.overhead_us
+        if world.costs:
+            draw, costs = self._random.choice, world.costs
+            dispatch_us += draw(costs.dispatches_us)
+            report_us += draw(costs.reports_us)
+            reply_us += draw(costs.replies_us)
+            overhead_us += draw(costs.overheads_us)
+        started_us = max(now_us + dispatch_us, self._free_us[worker])
         for since_us, name, slower in world.slow:
             if name == worker and started_us >= since_us:
                 factor *= slower
         median_us = self._profiles[worker].latency_us(batch.subnet, batch.rows)
-        finished_us = started_us + round(median_us * factor) + world.overhead_us
+        finished_us = started_us + round(median_us * factor) + overhead_us
         if world.actuation_us and self._loaded.get(worker) != batch.subnet:
             self._loaded[worker] = batch.subnet
             finished_us += world.actuation_us
         self._free_us[worker] = finished_us
-        replied_us = finished_us + world.hop_us
-        self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, replied_us)
-        self._at(replied_us, BatchDone(worker, batch.id, started_us, finished_us))
+        self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, finished_us + reply_us)
+        self._at(finished_us + report_us, BatchDone(worker, batch.id, started_us, finished_us))
 
     def _at(self, time_us: int, event: Event) -> None:
         heapq.heappush(self._heap, (time_us, next(self._count), event))
@@ -270,8 +294,11 @@ def simulate(
     return Simulation(scheduler, alike, conditions, announced, log).run(workload, progress)
 
 
-def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
-    """The queries of a workload with their arrival times, some thousands at a time; a query's id is its position."""
+def _chunks(workload: Workload, ingress_us: int) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
+    """The queries of a workload, some thousands at a time, and when the core hears of each.
+
+    A query's id is its position.
+    """
     arrivals_us = _arrivals_us(workload)
     slo_us = np.array([round(tenant.slo_ms * 1e3) for tenant in workload.tenants], np.int64)
     kinds = [(tenant.rows, tenant.min_accuracy, tenant.priority) for tenant in workload.tenants]
@@ -283,7 +310,8 @@ def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]
             rest: list[Iterable[float]] = [repeat(value) for value in kinds[0]]
         else:
             rest = list(zip(*(kinds[code] for code in tenants.tolist()), strict=True))
-        yield tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest)), times_us
+        queries = tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest))
+        yield queries, (times + ingress_us).tolist() if ingress_us else times_us
 
 
 def _arrivals_us(workload: Workload) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Any
 import numpy as np
 import orjson
 import uvloop
+from numpy.typing import ArrayLike
 
 from common.sched.eventlog import fresh_scheduler, replay
 from common.sched.profile import Profile
 from common.sched.types import Arrived, Batch, BatchDone, Dispatch, Reject
-from loadgen.errors import InputError
+from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.cases import CNN, Case, World
 from loadgen.evaluation.experiments import OURS, SLACKFIT
 from loadgen.evaluation.mesh import MODEL, emulated_mesh
@@ -33,32 +35,12 @@ from loadgen.profiles import load_profile
 from loadgen.records import Records
 from loadgen.replay import ReplayOptions, record
 from loadgen.report import Report, RunInfo, make_report
-from loadgen.simulate import Conditions, Simulation
+from loadgen.simulate import Conditions, Costs, Simulation
 
 ATTAINMENT, ACCURACY_POINTS, SHARE = 0.01, 0.3, 0.05  # by which live and simulated may differ
 SCALE = 8.0
-_WARM_UP_S = 5.0
+_MOST_DRAWN = 4_096
 _LATE = "504"  # how an answer begins that tells of a query rejected as late
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a mesh costs, as its scheduler saw it; medians.
-
-    hop_us: a message from scheduler to worker or back. ingress_us: from a query's stamp at the gateway until the
-    scheduler hears of it. overhead_us: of a batch beyond its profile's latency, and its 99.9th percentile.
-    """
-
-    hop_us: int
-    ingress_us: int
-    overhead_us: int
-    overhead_p999_us: int
-    batches: int
-
-    @property
-    def conditions(self) -> Conditions:
-        """The same for the simulator."""
-        return Conditions(hop_us=self.hop_us, overhead_us=max(0, self.overhead_us))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,32 +123,50 @@ def run_simulated(case: Case, header: str) -> Report:
     return make_report(records, info)
 
 
-def measure(log: Sequence[str], profile: Profile) -> Costs:
-    """What the mesh cost whose scheduler wrote this log. Dispatches count where the worker was idle."""
-    hops_us, ingress_us, overheads_us = list[int](), list[int](), list[int]()
+def measure(live: Live, profile: Profile) -> Costs:
+    """What the mesh cost in a run, by its scheduler's log and its client's clock.
+
+    A clock that is ahead of another's can make a way shorter than nothing; it counts as nothing. Dispatches count where
+    the worker was idle. LoadgenError if nothing was served.
+    """
+    dispatches_us, reports_us, overheads_us, ingress_us = list[int](), list[int](), list[int](), list[int]()
     sent: dict[int, tuple[int, Batch, bool]] = {}
-    busy: dict[str, int] = {}
-    for now_us, event, commands in replay(log):
+    busy: Counter[str] = Counter()
+    for now_us, event, commands in replay(live.log):
         if isinstance(event, Arrived):
             ingress_us += [now_us - query.arrival_us for query in event.queries]
         elif isinstance(event, BatchDone) and event.batch in sent:
             at_us, batch, found_idle = sent.pop(event.batch)
             busy[batch.worker] -= 1
-            hops_us.append(now_us - event.finished_us)
+            reports_us.append(now_us - event.finished_us)
             if found_idle:
-                hops_us.append(event.started_us - at_us)
+                dispatches_us.append(event.started_us - at_us)
             taken_us = event.finished_us - event.started_us
             overheads_us.append(taken_us - profile.latency_us(batch.subnet, batch.rows))
         for command in commands:
             if isinstance(command, Dispatch):
                 worker = command.batch.worker
-                sent[command.batch.id] = now_us, command.batch, not busy.get(worker)
-                busy[worker] = busy.get(worker, 0) + 1
+                sent[command.batch.id] = now_us, command.batch, not busy[worker]
+                busy[worker] += 1
+    records = live.records
+    replies_us = (records.done_s - records.workload.intended_s) * 1e6 - (records.queue_ms + records.inference_ms) * 1e3
+    replies_us = replies_us[~np.isnan(replies_us)]
+    if not (dispatches_us and len(replies_us)):
+        raise LoadgenError("the mesh served nothing: its costs are not known")
     return Costs(
-        *(round(statistics.median(values)) for values in (hops_us, ingress_us, overheads_us)),
-        round(float(np.quantile(overheads_us, 0.999))),
-        len(overheads_us),
+        _sample(dispatches_us),
+        _sample(reports_us),
+        _sample(overheads_us),
+        _sample(replies_us),
+        max(0, round(statistics.fmean(ingress_us))),
     )
+
+
+def _sample(values_us: ArrayLike) -> tuple[int, ...]:
+    """At most some thousand quantiles of the values, evenly spaced, at least 0 each."""
+    values = np.maximum(np.asarray(values_us, np.float64), 0.0)
+    count = min(len(values), _MOST_DRAWN)
+    return tuple(int(us) for us in np.quantile(values, (np.arange(count) + 0.5) / count))
 
 
 def check_replay(live: Live) -> Replayed:
