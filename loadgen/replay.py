@@ -53,9 +53,7 @@ async def replay(options: ReplayOptions, progress: Callable[[Progress], None] | 
     return make_report(*await record(options, progress))
 
 
-async def record(
-    options: ReplayOptions, progress: Callable[[Progress], None] | None = None
-) -> tuple[Records, RunInfo]:
+async def record(options: ReplayOptions, progress: Callable[[Progress], None] | None = None) -> tuple[Records, RunInfo]:
     """Replay a trace, and return what became of each query, and what was asked for.
 
     `progress` is called about ten times a second. Before anything is sent InputError or a ServerError may be raised;

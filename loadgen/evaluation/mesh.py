@@ -55,8 +55,8 @@ def emulated_mesh(profile: Path, policy: str, workers: int, folder: Path) -> Ite
                 start_new_session=True,  # a Ctrl-C is ours: it ends the run, and that the mesh
                 preexec_fn=embedded.die_with_parent,  # noqa: PLW1509 - it makes one system call and takes no lock
             )
+            assert process.stdout is not None
             try:
-                assert process.stdout is not None
                 line = process.stdout.readline().decode()
                 if not line.startswith(READY):
                     raise MeshError(f"the mesh did not become ready: {_told(log)}")
