@@ -253,7 +253,8 @@ def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
         f"emulated workers, {found['duration_s']:g} s a run. All is {found['scale']:g} times slower than in the paper, "
         f"so that one machine carries mesh and load: `{found['profile']}`'s latencies and the SLO "
         f"({found['slo_ms']:g} ms) times that, rates by that. The simulated scheduler has the live one's options, and "
-        "the simulator is given what the mesh cost in the live run, value by value. They agree where attainment "
+        "the simulator is given what the mesh cost in the live run, value by value; `simulated` is the mean of "
+        f"{found['simulations']} simulations that draw from them anew. They agree where attainment "
         f"differs by at most {most['attainment_difference']:g}, accuracy by {most['accuracy_difference']:g} points, "
         f"and no subnet's share of the answers by more than {100 * most['share_difference']:g} points."
     )
@@ -264,12 +265,15 @@ def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
         [
             one["trace"], f"`{one['policy']}`", f"{one['queries']:,}", _both(one["live"]), _both(one["simulated"]),
             f"{one['attainment_difference']:.4f}", f"{one['accuracy_difference']:.2f}",
-            f"{100 * one['share_difference']:.1f}", "yes" if one["agree"] else "no",
+            f"{100 * one['share_difference']:.1f}", f"{100 * one['simulated_spread']:.1f}",
+            "yes" if one["agree"] else "no",
         ]
         for one in runs.values()
     ]  # fmt: skip
     head = ["trace", "policy", "queries", "live: attainment / accuracy", "simulated", "difference in attainment"]
-    yield from _table([*head, "in accuracy, points", "in a subnet's share, points", "agree"], rows)
+    yield from _table(
+        [*head, "in accuracy, points", "in a subnet's share, points", "that among simulations", "agree"], rows
+    )
     yield ""
     yield (
         "What the mesh cost, in ms, median / 99th percentile: the way of a batch to an idle worker, and of its report "
