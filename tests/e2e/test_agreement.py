@@ -10,9 +10,9 @@ from loadgen.evaluation.cases import CNN, Case, World
 from loadgen.profiles import load_profile
 
 SCALE = 12.0  # an SLO of 432 ms: the milliseconds by which a busy machine disturbs processes are little beside it
-# The burst is what 76.69 just carries on three workers. Between the loads at which one subnet serves, shares are a
-# matter of chance: simulations differ from each other by as much as may be allowed.
-TRACE = "poisson:rate=60+poisson:rate=250,from=2,to=5"
+# Even arrivals and a burst between the loads that two subnets carry. Where a load lies so that queues only just build
+# up, chance decides: two simulations are as far apart as live and simulated may be.
+TRACE = "constant:rate=60+constant:rate=300,from=2,to=5"
 
 
 @pytest.mark.parametrize("policy", ["foresight", "slackfit"])
