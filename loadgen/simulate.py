@@ -43,23 +43,42 @@ from loadgen.workload import Workload
 
 MEDIAN, P95, P99 = 0.6745, 1.9600, 2.5758  # of |N(0, 1)|
 SIMULATED = "simulated"  # the executor that a simulated answer names
+_NEAR = 3  # measured delays before and behind a moment, of which one is drawn
 _CHUNK = 8192  # queries made at a time
 _TICK = Tick()
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """What a mesh was measured to cost beside its profile, each many times: one value is drawn whenever it is due.
+class Delays:
+    """What something took, as measured, and when: `us[i]` at `at_us[i]` after the start, ascending, at least one."""
 
-    A dispatch's way to its worker, a report's to the core, what a batch takes longer, and a reply's way to the client,
-    with what a query needed to be stamped. `ingress_us` is the way of every query from its stamp to the core.
+    at_us: tuple[int, ...]
+    us: tuple[int, ...]
+
+    def near(self, at_us: int, random: random.Random) -> int:
+        """Draw one of the few measured around that moment."""
+        place = bisect_right(self.at_us, at_us)
+        return self.us[random.randrange(max(0, place - _NEAR), min(len(self.us), place + _NEAR))]
+
+    def last(self, at_us: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The one measured last at each of these moments, before all the first."""
+        places = np.searchsorted(np.array(self.at_us), at_us, side="right") - 1
+        return np.array(self.us)[np.maximum(places, 0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a mesh was measured to cost beside its profile, over a run.
+
+    The way of a query from its stamp to the core, a dispatch's to its worker, what a batch takes longer, a report's way
+    to the core, and a reply's to the client, with what the query needed to be stamped.
     """
 
-    dispatches_us: tuple[int, ...]
-    reports_us: tuple[int, ...]
-    overheads_us: tuple[int, ...]
-    replies_us: tuple[int, ...]
-    ingress_us: int
+    ingress: Delays
+    dispatches: Delays
+    overheads: Delays
+    reports: Delays
+    replies: Delays
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +148,6 @@ class Simulation:
         self._log = log
         self._conditions = conditions
         self._random = random.Random(conditions.seed)
-        self._ingress_us = conditions.costs.ingress_us if conditions.costs else 0
         self._profiles = dict(workers)
         self._alive: set[str] = set()
         self._loaded: dict[str, str] = {}
@@ -150,7 +168,7 @@ class Simulation:
         """Play a workload until every query has its outcome. A rejected query is an error with its reason."""
         scheduler, heap = self.scheduler, self._heap
         alike = len({tenant.slo_ms for tenant in workload.tenants}) == 1
-        for queries, times_us in _chunks(workload, self._ingress_us):
+        for queries, times_us in _chunks(workload, self._conditions.costs):
             at, end = 0, len(queries)
             while at < end:
                 arrival_us = times_us[at]
@@ -212,11 +230,8 @@ class Simulation:
         dispatch_us = report_us = reply_us = world.hop_us
         overhead_us = world.overhead_us
         if world.costs:
-            draw, costs = self._random.choice, world.costs
-            dispatch_us += draw(costs.dispatches_us)
-            report_us += draw(costs.reports_us)
-            reply_us += draw(costs.replies_us)
-            overhead_us += draw(costs.overheads_us)
+            dispatch_us += world.costs.dispatches.near(now_us, self._random)
+            overhead_us += world.costs.overheads.near(now_us, self._random)
         started_us = max(now_us + dispatch_us, self._free_us[worker])
         for since_us, name, slower in world.slow:
             if name == worker and started_us >= since_us:
@@ -227,6 +242,9 @@ class Simulation:
             self._loaded[worker] = batch.subnet
             finished_us += world.actuation_us
         self._free_us[worker] = finished_us
+        if world.costs:
+            report_us += world.costs.reports.near(finished_us, self._random)
+            reply_us += world.costs.replies.near(finished_us, self._random)
         self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, finished_us + reply_us)
         self._at(finished_us + report_us, BatchDone(worker, batch.id, started_us, finished_us))
 
@@ -294,12 +312,14 @@ def simulate(
     return Simulation(scheduler, alike, conditions, announced, log).run(workload, progress)
 
 
-def _chunks(workload: Workload, ingress_us: int) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
+def _chunks(workload: Workload, costs: Costs | None) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
     """The queries of a workload, some thousands at a time, and when the core hears of each.
 
     A query's id is its position.
     """
-    arrivals_us = _arrivals_us(workload)
+    arrivals_us = heard_us = _arrivals_us(workload)
+    if costs is not None:  # in the order in which they were sent
+        heard_us = np.maximum.accumulate(arrivals_us + costs.ingress.last(arrivals_us))
     slo_us = np.array([round(tenant.slo_ms * 1e3) for tenant in workload.tenants], np.int64)
     kinds = [(tenant.rows, tenant.min_accuracy, tenant.priority) for tenant in workload.tenants]
     for first in range(0, len(arrivals_us), _CHUNK):
@@ -311,7 +331,7 @@ def _chunks(workload: Workload, ingress_us: int) -> Iterator[tuple[tuple[Query, 
         else:
             rest = list(zip(*(kinds[code] for code in tenants.tolist()), strict=True))
         queries = tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest))
-        yield queries, (times + ingress_us).tolist() if ingress_us else times_us
+        yield queries, heard_us[first : first + _CHUNK].tolist()
 
 
 def _arrivals_us(workload: Workload) -> NDArray[np.int64]:

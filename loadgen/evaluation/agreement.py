@@ -5,8 +5,9 @@ profile's latency (`mesh`). Everything is stretched by a factor: latencies and S
 is the paper's, and one machine carries it. What is not stretched is the mesh's and the policies' own: reply margin,
 dispatch delay, time constants.
 
-What the mesh costs is measured in each live run and given to the simulator, value by value and not as a mean: a policy
-that allows for the slowest of a thousand batches decides by the tail. The simulated scheduler has the options that the
+What the mesh costs is measured in each live run and given to the simulator, value by value and moment by moment, not as
+a mean: a policy that allows for the slowest of a thousand batches decides by the tail, and a process that has to wait
+for a core delays everything at that time. The simulated scheduler has the options that the
 live one wrote into its event log. That log is replayed through a fresh core, whose commands must be those that were
 taken.
 """
@@ -17,15 +18,14 @@ import math
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import uvloop
-from numpy.typing import ArrayLike
 
 from common.sched.eventlog import fresh_scheduler, replay
 from common.sched.profile import Profile
@@ -38,12 +38,11 @@ from loadgen.profiles import load_profile
 from loadgen.records import Records
 from loadgen.replay import ReplayOptions, record
 from loadgen.report import Report, RunInfo, make_report
-from loadgen.simulate import Conditions, Costs, Simulation
+from loadgen.simulate import Conditions, Costs, Delays, Simulation
 
 MOST = {"attainment_difference": 0.01, "accuracy_difference": 0.3, "share_difference": 0.05}  # accuracy in points
 SCALE = 16.0
 SIMULATIONS = 9  # of one live run, with other draws of its costs
-_MOST_DRAWN = 4_096
 _TOLD = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of the measured costs
 _LATE = "504"  # how an answer begins that tells of a query rejected as late
 
@@ -144,8 +143,10 @@ def run_both(case: Case, progress: Callable[[int], None] | None = None) -> dict[
     return {
         **compare(live.report, simulated),
         "costs_ms": {
-            key.removesuffix("_us"): {name: round(float(np.quantile(values, q)) / 1e3, 3) for name, q in _TOLD.items()}
-            for key, values in asdict(costs).items()
+            field.name: {
+                name: round(float(np.quantile(getattr(costs, field.name).us, q)) / 1e3, 3) for name, q in _TOLD.items()
+            }
+            for field in fields(costs)
         },
         "sender_lag_p99_ms": live.report.sender_lag_ms["p99"],
         "replayed": asdict(check_replay(live)),
@@ -217,47 +218,46 @@ def run_simulated(case: Case, header: str) -> Report:
 def measure(live: Live, profile: Profile) -> Costs:
     """What the mesh cost in a run, by its scheduler's log and its client's clock.
 
-    A clock that is ahead of another's can make a way shorter than nothing; it counts as nothing. Dispatches count where
-    the worker was idle. LoadgenError if nothing was served.
+    Where clocks disagree a way can seem shorter than nothing; it counts as nothing. Dispatches count where the worker
+    was idle. LoadgenError if nothing was served.
     """
-    dispatches_us, reports_us, overheads_us, ingress_us = list[int](), list[int](), list[int](), list[int]()
+    records = live.records
+    start_us: int | None = None  # of the run, on the clock of the log
+    ingress, dispatches, overheads, reports = (list[tuple[int, int]]() for _ in range(4))
     sent: dict[int, tuple[int, Batch, bool]] = {}
     busy: Counter[str] = Counter()
     for now_us, event, commands in replay(live.log):
         if isinstance(event, Arrived):
-            ingress_us += [now_us - query.arrival_us for query in event.queries]
+            if start_us is None:
+                start_us = event.queries[0].arrival_us - round(records.workload.intended_s[0] * 1e6)
+            ingress += [(query.arrival_us, now_us - query.arrival_us) for query in event.queries]
         elif isinstance(event, BatchDone) and event.batch in sent:
             at_us, batch, found_idle = sent.pop(event.batch)
             busy[batch.worker] -= 1
-            reports_us.append(now_us - event.finished_us)
+            reports.append((event.finished_us, now_us - event.finished_us))
             if found_idle:
-                dispatches_us.append(event.started_us - at_us)
+                dispatches.append((at_us, event.started_us - at_us))
             taken_us = event.finished_us - event.started_us
-            overheads_us.append(taken_us - profile.latency_us(batch.subnet, batch.rows))
+            overheads.append((at_us, taken_us - profile.latency_us(batch.subnet, batch.rows)))
         for command in commands:
             if isinstance(command, Dispatch):
                 worker = command.batch.worker
                 sent[command.batch.id] = now_us, command.batch, not busy[worker]
                 busy[worker] += 1
-    records = live.records
-    replies_us = (records.done_s - records.workload.intended_s) * 1e6 - (records.queue_ms + records.inference_ms) * 1e3
-    replies_us = replies_us[~np.isnan(replies_us)]
-    if not (dispatches_us and len(replies_us)):
+    finished_us = records.workload.intended_s * 1e6 + (records.queue_ms + records.inference_ms) * 1e3
+    answered = ~np.isnan(finished_us)
+    if start_us is None or not dispatches or not answered.any():
         raise LoadgenError("the mesh served nothing: its costs are not known")
+    replies_us = records.done_s * 1e6 - finished_us
+    replies = zip(finished_us[answered].tolist(), replies_us[answered].tolist(), strict=True)
     return Costs(
-        _sample(dispatches_us),
-        _sample(reports_us),
-        _sample(overheads_us),
-        _sample(replies_us),
-        max(0, round(statistics.fmean(ingress_us))),
+        *(_delays(found, start_us) for found in (ingress, dispatches, overheads, reports)), _delays(replies, 0)
     )
 
 
-def _sample(values_us: ArrayLike) -> tuple[int, ...]:
-    """At most some thousand quantiles of the values, evenly spaced, at least 0 each."""
-    values = np.maximum(np.asarray(values_us, np.float64), 0.0)
-    count = min(len(values), _MOST_DRAWN)
-    return tuple(int(us) for us in np.quantile(values, (np.arange(count) + 0.5) / count))
+def _delays(found: Iterable[tuple[float, float]], start_us: int) -> Delays:
+    at_us, us = zip(*sorted(found), strict=True)
+    return Delays(tuple(round(at - start_us) for at in at_us), tuple(max(0, round(one)) for one in us))
 
 
 def check_replay(live: Live) -> Replayed:

@@ -15,7 +15,7 @@ from loadgen import simulate as simulator
 from loadgen.bounds import latency_factor
 from loadgen.records import Records
 from loadgen.report import RunInfo, attained, make_report, met_slo
-from loadgen.simulate import Conditions, Costs, Simulation, simulate
+from loadgen.simulate import Conditions, Costs, Delays, Simulation, simulate
 from loadgen.workload import Tenant, Workload, make_workload
 from tests.sched.harness import PROFILE, SMALL, make_profile
 
@@ -241,7 +241,7 @@ def test_progress_is_told_to_the_end() -> None:
 
 def test_measured_costs_are_drawn_for_each_batch_and_message() -> None:
     """One query at a time on an idle worker: queue, inference, report and reply take what the costs say."""
-    costs = Costs((1_000,), (2_000,), (300,), (7_000,), ingress_us=500)
+    costs = Costs(*(Delays((0,), (us,)) for us in (500, 1_000, 300, 2_000, 7_000)))
     lines: list[str] = []
     scheduler = Scheduler(parse_policy("maxacc"), SchedulerOptions())
     log = EventLog(lines.append, scheduler)
@@ -255,9 +255,21 @@ def test_measured_costs_are_drawn_for_each_batch_and_message() -> None:
     assert [now_us for now_us, kind in times if kind is BatchDone] == [i * 100_000 + 23_800 for i in range(5)]
 
 
-def test_costs_are_drawn_by_the_seed() -> None:
-    """Of several values each is drawn; equal seeds draw equally, others do not."""
-    costs = Costs((0, 400), (0,), (0, 5_000), (0, 1_000), ingress_us=0)
-    runs = [play(steady(100, 60_000, 60.0), Conditions(costs=costs, seed=seed)) for seed in (1, 1, 2)]
+def test_costs_are_those_of_the_moment() -> None:
+    """Batches take longer when batches did, queries are heard of late when they were; equal seeds draw equally."""
+    none, later = Delays((0,), (0,)), Delays(tuple(range(0, 6_000_000, 60_000)), (0,) * 50 + (4_000, 6_000) * 25)
+    costs = Costs(later, none, later, none, none)
+    workload = steady(100, 60_000, 60.0)
+    runs = [play(workload, Conditions(costs=costs, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0].done_s.tolist() == runs[1].done_s.tolist() != runs[2].done_s.tolist()
-    assert set(runs[0].inference_ms.round(3).tolist()) == {20.0, 25.0}
+    assert set(runs[0].inference_ms[:45].round(3).tolist()) == {20.0}
+    assert set(runs[0].inference_ms[55:].round(3).tolist()) == {24.0, 26.0}
+    assert runs[0].queue_ms.tolist() == pytest.approx([0.0] * 50 + [4.0, 6.0] * 25)
+
+
+def test_queries_heard_of_late_keep_their_order() -> None:
+    """While one is on its way those behind it wait: the core hears of them as they were sent."""
+    none = Delays((0,), (0,))
+    costs = Costs(Delays((0, 10_000, 20_000), (0, 15_000, 0)), none, none, none, none)
+    records = play(at_us([0, 10_000, 20_000, 30_000], 90.0), Conditions(costs=costs), names=("a", "b", "c", "d"))
+    assert records.queue_ms.tolist() == pytest.approx([0, 15, 5, 0])
