@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -43,6 +42,7 @@ from loadgen.simulate import Conditions, Costs, Delays, Simulation
 MOST = {"attainment_difference": 0.01, "accuracy_difference": 0.3, "share_difference": 0.05}  # accuracy in points
 SCALE = 16.0
 SIMULATIONS = 9  # of one live run, with other draws of its costs
+_IDLED_US = 1_000  # between two batches, where the worker had to wait for the second
 _TOLD = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of the measured costs
 _LATE = "504"  # how an answer begins that tells of a query rejected as late
 
@@ -218,40 +218,45 @@ def run_simulated(case: Case, header: str) -> Report:
 def measure(live: Live, profile: Profile) -> Costs:
     """What the mesh cost in a run, by its scheduler's log and its client's clock.
 
-    Where clocks disagree a way can seem shorter than nothing; it counts as nothing. Dispatches count where the worker
-    was idle. LoadgenError if nothing was served.
+    Where clocks disagree a way can seem shorter than nothing; it counts as nothing. A dispatch's way is seen where the
+    worker waited for it; where it came before the worker was free, it took the usual, or less if there was less time.
+    LoadgenError if nothing was served.
     """
     records = live.records
     start_us: int | None = None  # of the run, on the clock of the log
-    ingress, dispatches, overheads, reports = (list[tuple[int, int]]() for _ in range(4))
-    sent: dict[int, tuple[int, Batch, bool]] = {}
-    busy: Counter[str] = Counter()
+    ingress, overheads, reports = (list[tuple[int, int]]() for _ in range(3))
+    ways: list[tuple[int, int, bool]] = []  # of dispatches: when, how long, whether that is all of it
+    sent: dict[int, tuple[int, Batch]] = {}
+    free_us: dict[str, int] = {}
     for now_us, event, commands in replay(live.log):
         if isinstance(event, Arrived):
             if start_us is None:
                 start_us = event.queries[0].arrival_us - round(records.workload.intended_s[0] * 1e6)
             ingress += [(query.arrival_us, now_us - query.arrival_us) for query in event.queries]
         elif isinstance(event, BatchDone) and event.batch in sent:
-            at_us, batch, found_idle = sent.pop(event.batch)
-            busy[batch.worker] -= 1
+            at_us, batch = sent.pop(event.batch)
             reports.append((event.finished_us, now_us - event.finished_us))
-            if found_idle:
-                dispatches.append((at_us, event.started_us - at_us))
+            waited_us = event.started_us - free_us.get(batch.worker, 0)
+            ways.append((at_us, event.started_us - at_us, waited_us > _IDLED_US))
+            free_us[batch.worker] = event.finished_us
             taken_us = event.finished_us - event.started_us
             overheads.append((at_us, taken_us - profile.latency_us(batch.subnet, batch.rows)))
-        for command in commands:
-            if isinstance(command, Dispatch):
-                worker = command.batch.worker
-                sent[command.batch.id] = now_us, command.batch, not busy[worker]
-                busy[worker] += 1
+        sent |= {one.batch.id: (now_us, one.batch) for one in commands if isinstance(one, Dispatch)}
     finished_us = records.workload.intended_s * 1e6 + (records.queue_ms + records.inference_ms) * 1e3
     answered = ~np.isnan(finished_us)
-    if start_us is None or not dispatches or not answered.any():
+    seen_us = [took_us for _, took_us, seen in ways if seen]
+    if start_us is None or not seen_us or not answered.any():
         raise LoadgenError("the mesh served nothing: its costs are not known")
     replies_us = records.done_s * 1e6 - finished_us
     replies = zip(finished_us[answered].tolist(), replies_us[answered].tolist(), strict=True)
+    usual_us = round(statistics.median(seen_us))
+    dispatches = [(at_us, took_us if seen else min(took_us, usual_us)) for at_us, took_us, seen in ways]
     return Costs(
-        *(_delays(found, start_us) for found in (ingress, dispatches, overheads, reports)), _delays(replies, 0)
+        ingress=_delays(ingress, start_us),
+        dispatches=_delays(dispatches, start_us),
+        overheads=_delays(overheads, start_us),
+        reports=_delays(reports, start_us),
+        replies=_delays(replies, 0),
     )
 
 

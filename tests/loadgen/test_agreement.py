@@ -49,7 +49,6 @@ def test_costs_are_measured_as_they_were(profile: Profile) -> None:
     found = measure(played(profile, 20), profile)
     taken = [set(delays.us) for delays in (found.ingress, found.dispatches, found.overheads, found.reports)]
     assert taken == [{500}, {1_000}, {300}, {2_000}]
-    # The simulator's client has no clock of its own: its queue begins where it meant to send.
     assert set(found.replies.us) == {7_000}
     assert all(delays.at_us == tuple(sorted(delays.at_us)) for delays in (found.ingress, found.replies))
 

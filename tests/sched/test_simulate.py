@@ -257,7 +257,7 @@ def test_measured_costs_are_drawn_for_each_batch_and_message() -> None:
 
 def test_costs_are_those_of_the_moment() -> None:
     """Batches take longer when batches did, queries are heard of late when they were; equal seeds draw equally."""
-    none, later = Delays((0,), (0,)), Delays(tuple(range(0, 6_000_000, 60_000)), (0,) * 50 + (4_000, 6_000) * 25)
+    none, later = Delays((0,), (0,)), Delays(tuple(range(-9, 6_000_000 - 9, 60_000)), (0,) * 50 + (4_000, 6_000) * 25)
     costs = Costs(later, none, later, none, none)
     workload = steady(100, 60_000, 60.0)
     runs = [play(workload, Conditions(costs=costs, seed=seed)) for seed in (1, 1, 2)]
