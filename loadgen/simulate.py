@@ -71,7 +71,7 @@ class Costs:
     """What a mesh was measured to cost beside its profile, over a run.
 
     The way of a query from its stamp to the core, a dispatch's to its worker, what a batch takes longer, a report's way
-    to the core, and a reply's to the client, with what the query needed to be stamped.
+    to the core, and a reply's to the client, with what the query needed to be stamped; and how late the core is woken.
     """
 
     ingress: Delays
@@ -79,6 +79,7 @@ class Costs:
     overheads: Delays
     reports: Delays
     replies: Delays
+    wakes: Delays
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +214,12 @@ class Simulation:
         """Tell the core of an event, and do as it says."""
         if self._log is not None:
             self._log.append(event, now_us)
-        self._wake_us = NEVER
+        self._wake_us, costs = NEVER, self._conditions.costs
         for command in self.scheduler.handle(event, now_us):
             if isinstance(command, WakeAt):
                 self._wake_us = command.at_us
+                if costs is not None:
+                    self._wake_us += costs.wakes.near(now_us, self._random)
             elif isinstance(command, Dispatch):
                 self._start(command.batch, now_us)
             else:

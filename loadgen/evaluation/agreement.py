@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ import uvloop
 
 from common.sched.eventlog import fresh_scheduler, replay
 from common.sched.profile import Profile
-from common.sched.types import Arrived, Batch, BatchDone, Dispatch, Reject
+from common.sched.types import Arrived, Batch, BatchDone, Dispatch, Reject, Tick, WakeAt, WorkerLost
 from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.cases import CNN, Case, World
 from loadgen.evaluation.experiments import MAXBATCH, OURS, SLACKFIT
@@ -44,7 +45,7 @@ SCALE = 16.0
 SIMULATIONS = 9  # of one live run, with other draws of its costs
 _IDLED_US = 1_000  # between two batches, where the worker had to wait for the second
 _TOLD = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of the measured costs
-_LATE = "504"  # how an answer begins that tells of a query rejected as late
+_LATE = "out of reach"  # what an error says of a query that the scheduler rejected as late
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +225,11 @@ def measure(live: Live, profile: Profile) -> Costs:
     """
     records = live.records
     start_us: int | None = None  # of the run, on the clock of the log
-    ingress, overheads, reports = (list[tuple[int, int]]() for _ in range(3))
+    ingress, overheads, reports, wakes = (list[tuple[int, int]]() for _ in range(4))
     ways: list[tuple[int, int, bool]] = []  # of dispatches: when, how long, whether that is all of it
     sent: dict[int, tuple[int, Batch]] = {}
     free_us: dict[str, int] = {}
+    wake_us: int | None = None
     for now_us, event, commands in replay(live.log):
         if isinstance(event, Arrived):
             if start_us is None:
@@ -241,6 +243,9 @@ def measure(live: Live, profile: Profile) -> Costs:
             free_us[batch.worker] = event.finished_us
             taken_us = event.finished_us - event.started_us
             overheads.append((at_us, taken_us - profile.latency_us(batch.subnet, batch.rows)))
+        elif isinstance(event, Tick) and wake_us is not None:
+            wakes.append((now_us, now_us - wake_us))
+        wake_us = next((one.at_us for one in commands if isinstance(one, WakeAt)), None)
         sent |= {one.batch.id: (now_us, one.batch) for one in commands if isinstance(one, Dispatch)}
     finished_us = records.workload.intended_s * 1e6 + (records.queue_ms + records.inference_ms) * 1e3
     answered = ~np.isnan(finished_us)
@@ -257,6 +262,7 @@ def measure(live: Live, profile: Profile) -> Costs:
         overheads=_delays(overheads, start_us),
         reports=_delays(reports, start_us),
         replies=_delays(replies, 0),
+        wakes=_delays(wakes or [(start_us, 0)], start_us),
     )
 
 
@@ -268,35 +274,38 @@ def _delays(found: Iterable[tuple[float, float]], start_us: int) -> Delays:
 def check_replay(live: Live) -> Replayed:
     """Replay a live scheduler's log, and count what was done otherwise than a fresh core commands.
 
-    Every batch that a worker reports must have been commanded, by that id, to that worker; every answer must come from
-    the subnet, the worker and a batch of the rows that were commanded for its query; every query rejected as late must
-    have been answered so.
+    Every batch that a worker reports must have been commanded, by that id, to that worker, and every one commanded be
+    reported, unless its worker was lost; every answer must come from the subnet, the worker and a batch of the rows
+    that were commanded for its query; every query rejected as late must have been answered so.
     """
-    batches: dict[int, Batch] = {}
-    by_query: dict[int, tuple[str, str, int]] = {}
-    done = rejections = late = differences = 0
+    running: dict[int, Batch] = {}
+    lost: dict[int, Batch] = {}
+    commanded: defaultdict[int, set[tuple[str, str, int]]] = defaultdict(set)
+    batches = rejections = late = differences = 0
     for _, event, commands in replay(live.log):
         if isinstance(event, BatchDone):
-            done += 1
-            batch = batches.get(event.batch)
+            batch = running.pop(event.batch, None) or lost.get(event.batch)
             differences += batch is None or batch.worker != event.worker
+        elif isinstance(event, WorkerLost):
+            lost |= {batch.id: running.pop(batch.id) for batch in [*running.values()] if batch.worker == event.worker}
         for command in commands:
             if isinstance(command, Dispatch):
-                batches[command.batch.id] = command.batch
-                what = command.batch.subnet, command.batch.worker, command.batch.rows
-                by_query.update((query.id, what) for query in command.batch.queries)
+                batch = running[command.batch.id] = command.batch
+                batches += 1
+                for query in batch.queries:
+                    commanded[query.id].add((batch.subnet, batch.worker, batch.rows))
             elif isinstance(command, Reject):
                 rejections += 1
                 late += command.reason == "late"
-    differences += abs(len(batches) - done)
+    differences += len(running)
     records, found = live.records, live.report.errors_by_status
     told = zip(records.ids, records.subnet, records.worker, records.batch_size, strict=True)
-    for query, subnet, worker, rows in told:
-        if query:
-            answered = records.subnets[subnet], records.workers[worker], int(rows)
-            differences += by_query.get(int(query, 16)) != answered
-    differences += abs(late - sum(n for reason, n in found.items() if reason.startswith(_LATE)))
-    return Replayed(len(batches), rejections, differences)
+    for query_id, subnet, worker, rows in told:
+        if query_id:
+            answer = records.subnets[subnet], records.workers[worker], int(rows)
+            differences += answer not in commanded[int(query_id, 16)]
+    differences += abs(late - sum(count for reason, count in found.items() if _LATE in reason))
+    return Replayed(batches, rejections, differences)
 
 
 def compare(live: Report, simulated: Sequence[Report]) -> dict[str, Any]:

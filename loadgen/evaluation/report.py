@@ -277,12 +277,13 @@ def agreement_section(found: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield (
-        "What the mesh cost, in ms, median / 99th percentile: the way of a batch to an idle worker, and of its report "
-        "back; what a batch took longer than its profile says; the way of a reply to the client, with that of the "
-        "query to the gateway; the way of a query from gateway to scheduler; and how late the client sent (p99)."
+        "What the mesh cost, in ms, median / 99th percentile: the way of a batch to a worker, and of its report back; "
+        "what a batch took longer than its profile says; the way of a reply to the client, with that of the query to "
+        "the gateway; the way of a query from gateway to scheduler; how late the scheduler woke; how late the client "
+        "sent."
     )
     yield ""
-    keys = ("dispatches", "reports", "overheads", "replies", "ingress")
+    keys = ("dispatches", "reports", "overheads", "replies", "ingress", "wakes")
     rows = [
         [
             one["trace"], f"`{one['policy']}`",
@@ -291,7 +292,9 @@ def agreement_section(found: Mapping[str, Any]) -> Iterator[str]:
         ]
         for one in runs.values()
     ]  # fmt: skip
-    yield from _table(["trace", "policy", "dispatch", "report", "overhead", "reply", "ingress", "client late"], rows)
+    yield from _table(
+        ["trace", "policy", "dispatch", "report", "overhead", "reply", "ingress", "wake", "client late, p99"], rows
+    )
     yield ""
     batches, rejections, differences = (
         sum(one["replayed"][key] for one in runs.values()) for key in ("batches", "rejections", "differences")

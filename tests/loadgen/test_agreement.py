@@ -19,7 +19,7 @@ from loadgen.report import Report, RunInfo, make_report
 from loadgen.simulate import Conditions, Costs, Delays, Simulation
 from loadgen.workload import make_workload
 
-COSTS = Costs(*(Delays((0,), (us,)) for us in (500, 1_000, 300, 2_000, 7_000)))
+COSTS = Costs(*(Delays((0,), (us,)) for us in (500, 1_000, 300, 2_000, 7_000, 900)))
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,16 @@ def profile() -> Profile:
     return load_profile("rtx2080ti-reconstructed")
 
 
-def played(profile: Profile, rate: float, slo_ms: float = 36.0) -> Live:
+def played(profile: Profile, rate: float, slo_ms: float = 36.0, deaths: tuple[tuple[int, str], ...] = ()) -> Live:
     """A run as if live: what a simulated mesh of these costs answered, with the log of its scheduler."""
     lines: list[str] = []
     scheduler = Scheduler(parse_policy("slackfit"), SchedulerOptions(reply_margin_us=3_000))
     log = EventLog(lines.append, scheduler)
     workers = dict.fromkeys(("w0", "w1"), profile)
     workload = make_workload("poisson", rate=rate, duration_s=2.0, slo_ms=slo_ms)
-    records = Simulation(scheduler, workers, Conditions(costs=COSTS), log=log).run(workload)
+    records = Simulation(scheduler, workers, Conditions(costs=COSTS, deaths=deaths), log=log).run(workload)
     ids = ["" if i in records.errors else f"{i:x}" for i in range(len(records.done_s))]
-    errors = {i: f"504: rejected as {reason}" for i, reason in records.errors.items()}
+    errors = {i: f"504: the SLO was out of reach: {reason}" for i, reason in records.errors.items()}
     records = replace(records, ids=ids, errors=errors)
     info = RunInfo(
         url="", model="", trace="poisson", rate=rate, duration_s=2.0, slo_ms=slo_ms, seed=0, data="", started_at=""
@@ -66,6 +66,14 @@ def test_log_replays_to_what_was_done(profile: Profile) -> None:
     assert found.differences == 0
     assert found.rejections == live.report.errors > 100
     assert found.batches > 100
+
+
+def test_batches_of_a_lost_worker_need_no_report(profile: Profile) -> None:
+    """A worker that dies with its batches leaves nothing to be explained: others answer, as commanded."""
+    live = played(profile, 2_000, deaths=((1_000_000, "w1"),))
+    found = check_replay(live)
+    assert found.differences == 0
+    assert found.batches > sum('"done"' in line for line in live.log)
 
 
 def tamper_with_subnet(live: Live) -> Live:
@@ -98,7 +106,7 @@ def test_other_commands_are_found(profile: Profile, tamper: Callable[[Live], Liv
 def test_answers_count_against_the_rejections(profile: Profile) -> None:
     """A rejection that no client was told of is a difference, and nothing else is."""
     live = played(profile, 8_000)
-    report = replace(live.report, errors_by_status={"504: late": live.report.errors - 1})
+    report = replace(live.report, errors_by_status={"504: out of reach": live.report.errors - 1, "504: no answer": 1})
     assert check_replay(replace(live, report=report)) == replace(check_replay(live), differences=1)
     assert isinstance(check_replay(live), Replayed)
 

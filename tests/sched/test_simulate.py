@@ -241,7 +241,7 @@ def test_progress_is_told_to_the_end() -> None:
 
 def test_measured_costs_are_drawn_for_each_batch_and_message() -> None:
     """One query at a time on an idle worker: queue, inference, report and reply take what the costs say."""
-    costs = Costs(*(Delays((0,), (us,)) for us in (500, 1_000, 300, 2_000, 7_000)))
+    costs = Costs(*(Delays((0,), (us,)) for us in (500, 1_000, 300, 2_000, 7_000, 0)))
     lines: list[str] = []
     scheduler = Scheduler(parse_policy("maxacc"), SchedulerOptions())
     log = EventLog(lines.append, scheduler)
@@ -258,7 +258,7 @@ def test_measured_costs_are_drawn_for_each_batch_and_message() -> None:
 def test_costs_are_those_of_the_moment() -> None:
     """Batches take longer when batches did, queries are heard of late when they were; equal seeds draw equally."""
     none, later = Delays((0,), (0,)), Delays(tuple(range(-9, 6_000_000 - 9, 60_000)), (0,) * 50 + (4_000, 6_000) * 25)
-    costs = Costs(later, none, later, none, none)
+    costs = Costs(later, none, later, none, none, none)
     workload = steady(100, 60_000, 60.0)
     runs = [play(workload, Conditions(costs=costs, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0].done_s.tolist() == runs[1].done_s.tolist() != runs[2].done_s.tolist()
@@ -270,6 +270,6 @@ def test_costs_are_those_of_the_moment() -> None:
 def test_queries_heard_of_late_keep_their_order() -> None:
     """While one is on its way those behind it wait: the core hears of them as they were sent."""
     none = Delays((0,), (0,))
-    costs = Costs(Delays((0, 10_000, 20_000), (0, 15_000, 0)), none, none, none, none)
+    costs = Costs(Delays((0, 10_000, 20_000), (0, 15_000, 0)), none, none, none, none, none)
     records = play(at_us([0, 10_000, 20_000, 30_000], 90.0), Conditions(costs=costs), names=("a", "b", "c", "d"))
     assert records.queue_ms.tolist() == pytest.approx([0, 15, 5, 0])
