@@ -168,6 +168,6 @@ def test_mesh_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     """A policy that there is not ends the mesh, and the error has the mesh's own words."""
     with (
         pytest.raises(MeshError, match="no-such-policy"),
-        emulated_mesh(tmp_path / "none.json", "no-such-policy", 1, tmp_path),
+        emulated_mesh(Path("rtx2080ti-reconstructed"), "no-such-policy", 1, tmp_path),
     ):
         pytest.fail("it is not there")
