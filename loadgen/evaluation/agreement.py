@@ -136,8 +136,12 @@ def _from(progress: Callable[[int, int], None], before: int, total: int) -> Call
 
 
 def run_both(case: Case, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """A case live and simulated: what they have in common and not, the mesh's costs, and the log's replay."""
-    live = run_live(case, progress)
+    """Run a case live, and hold it against simulations of it."""
+    return hold_against(run_live(case, progress), case)
+
+
+def hold_against(live: Live, case: Case) -> dict[str, Any]:
+    """A live run beside simulations of its case: how far apart they are, what the mesh cost, and its log's replay."""
     costs = measure(live, load_profile(case.world.profile))
     worlds = [replace(case.world, conditions=Conditions(costs=costs, seed=seed)) for seed in range(SIMULATIONS)]
     simulated = [run_simulated(replace(case, world=world), live.log[0]) for world in worlds]

@@ -7,13 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from common.sched import Scheduler, SchedulerOptions, parse_policy
 from common.sched.eventlog import EventLog
 from common.sched.profile import Profile
 from loadgen.errors import InputError, LoadgenError
-from loadgen.evaluation.agreement import Live, LiveOptions, Replayed, check_replay, compare, measure, scaled
+from loadgen.evaluation.agreement import (
+    MOST,
+    Live,
+    LiveOptions,
+    Replayed,
+    check_replay,
+    compare,
+    hold_against,
+    measure,
+    scaled,
+)
+from loadgen.evaluation.cases import Case, World
 from loadgen.evaluation.mesh import MeshError, emulated_mesh, find_superserve
+from loadgen.evaluation.plots import draw_agreement
+from loadgen.evaluation.report import agreement_section
 from loadgen.profiles import load_profile
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.simulate import Conditions, Costs, Delays, Simulation
@@ -129,6 +143,27 @@ def test_a_run_is_compared_with_the_mean(profile: Profile) -> None:
     assert compare(live, [live])["agree"]
     assert not compare(live, [told(report, 0.979, 78.0, a=0.5, b=0.5)])["agree"]
     assert not compare(live, [told(report, 0.99, 78.31, a=0.5, b=0.5)])["agree"]
+
+
+def test_section_and_plot_tell_of_every_run(profile: Profile, tmp_path: Path) -> None:
+    """A run whose costs are known agrees with its simulations; the report says so, and a log that differs is told."""
+    world = World(trace="poisson", rate=1_000, duration_s=2.0, workers=2)
+    run = {"trace": "even", "policy": "slackfit", **hold_against(played(profile, 1_000), Case(world=world, policy=""))}
+    assert run["agree"], run
+    assert run["simulated_spread"] == pytest.approx(0.0, abs=1e-9)
+    found = {
+        **{"scale": 4.0, "duration_s": 2.0, "workers": 2, "slo_ms": 144.0, "profile": "p", "simulations": 9},
+        **{"most": MOST, "runs": {"even, slackfit": run}},
+    }
+    text = "\n".join(agreement_section(found))
+    assert "| even | `slackfit` | 2,0" in text
+    assert "| 0.5 / 0.5 |" in text
+    assert text.rstrip().endswith("all are.")
+    run["replayed"]["differences"] = 7
+    assert "**7 are not**" in "\n".join(agreement_section(found))
+    draw_agreement(found, tmp_path / "agreement.png")
+    with Image.open(tmp_path / "agreement.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
 
 
 def test_scaled_profile_takes_as_many_times_as_long(profile: Profile) -> None:
