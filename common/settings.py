@@ -143,6 +143,7 @@ class UpSettings(ServiceSettings):
     host: str = Field("127.0.0.1", description="address the gateway listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on; 0: any free one")
     late: Literal["drop", "serve"] = Field("drop", description="what becomes of queries that are too late")
+    event_log: str | None = Field(None, description="append every event of the scheduler to this file")
     start_timeout_s: float = Field(120.0, gt=0, description="how long the mesh may take to become ready")
 
 
