@@ -34,7 +34,7 @@ def draw_agreement(found: Mapping[str, Any], path: Path) -> None:
     runs = found["runs"].values()
     traces, policies = (list(dict.fromkeys(run[key] for run in runs)) for key in ("trace", "policy"))
     subnets = sorted({name for run in runs for kind in ("live", "simulated") for name in run[kind]["subnets"]})
-    figure = new_figure(12.5, 1.4 + 2.1 * len(traces), top=1.0)
+    figure = new_figure(12.5, 1.4 + 2.1 * len(traces), top=1.25)
     grid = figure.subplots(
         len(traces), len(policies), sharex=True, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.3, "wspace": 0.06}
     )

@@ -257,9 +257,9 @@ def agreement_section(found: Mapping[str, Any]) -> Iterator[str]:
         f"The same traces, profile and policies through a real mesh and through the simulator: {found['workers']} "
         f"emulated workers, {found['duration_s']:g} s a run. All is {found['scale']:g} times slower than in the paper, "
         f"so that one machine carries mesh and load: `{found['profile']}`'s latencies and the SLO "
-        f"({found['slo_ms']:g} ms) times that, rates by that. The simulated scheduler has the live one's options, and "
-        "the simulator is given what the mesh cost in the live run, value by value; `simulated` is the mean of "
-        f"{found['simulations']} simulations that draw from them anew. They agree where attainment "
+        f"({found['slo_ms']:g} ms) are stretched by that, rates divided by it. The simulated scheduler has the live "
+        "one's options, and the simulator is given what the mesh cost in the live run, moment by moment; `simulated` "
+        f"is the mean of {found['simulations']} simulations that draw from that anew. They agree where attainment "
         f"differs by at most {most['attainment_difference']:g}, accuracy by {most['accuracy_difference']:g} points, "
         f"and no subnet's share of the answers by more than {100 * most['share_difference']:g} points."
     )
