@@ -181,7 +181,7 @@ def test_the_worst_surprise_must_be_met_if_it_came_now() -> None:
 
 
 def test_a_batch_is_as_long_as_what_is_there() -> None:
-    """One row of big takes 20 ms, though four would fit: then small has time for five batches, for 1.5 times 13 rows."""
+    """One row of big takes 20 ms, though four would fit: then small has time for five batches, 1.5 times 13 rows."""
     assert POLICY.choose(surprised(13, queued=1)) == Choice("big", 4)
     assert POLICY.choose(surprised(14, queued=1)) == Choice("small", 4)
 
