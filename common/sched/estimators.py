@@ -82,7 +82,7 @@ class Residuals:
         return ratio if n >= _RESIDUALS_NEEDED else max(ratio, prior)
 
     def margin(self, q: float) -> float:
-        """Return the q-quantile of the ratios as a bound to plan with: of few, a rare one may not have been seen.
+        """Return the q-quantile of the ratios as a bound to plan with: among few, a rare one may be missing.
 
         At least 2.5 for the first batch, and e times less above 1 with each 150 batches, until 512 are seen: a batch in
         a hundred that takes twice its time has not shown within 150 with a chance of 0.22, within 512 of 0.006.

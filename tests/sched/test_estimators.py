@@ -27,7 +27,7 @@ def test_rate_survives_a_clock_that_steps_back() -> None:
 
 
 def test_surprise_is_what_the_rate_did_not_announce() -> None:
-    """After a steady 1,000 rows/s, 100 rows in 20 ms exceed the 20 announced by 80; 10 s later a third is left."""
+    """After a steady 1,000 rows/s, 100 rows in 20 ms exceed the announced 20 by 80; 10 s later a third is left."""
     rate = ArrivalRate()
     for now_us in range(0, 60_000_000, 1_000):  # what the start itself surprised by is forgotten by then
         rate.add(1, now_us)
