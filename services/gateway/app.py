@@ -47,7 +47,8 @@ class Gateway:
         self._mesh = Mesh(settings, self._streams, clock.Clock(), self._pending)
         self._links: dict[str, ModelLink] = {}
         self._metrics = Metrics(self._pending.__len__)
-        self._routes = Routes(self._links, self._metrics, importlib.metadata.version("superserve-mesh"))
+        version = importlib.metadata.version("superserve-mesh")
+        self._routes = Routes(self._links, self._metrics, version, settings.max_slo_ms)
         self._server = Server(self._handle, settings.max_body_bytes)
         self._inference = Inference(settings, self._server, self._metrics)
         self._infer_paths: dict[str, ModelLink] = {}  # the usual spellings, found without parsing the path

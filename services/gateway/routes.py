@@ -9,6 +9,7 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from common.errors import NotFound, Unavailable
+from services.gateway import openapi
 from services.gateway.http import JSON, MethodNotAllowed, Request, Response
 from services.gateway.model import VERSION
 
@@ -34,10 +35,11 @@ class Target(NamedTuple):
 class Routes:
     """Answers GET requests; ``links``: the models known by name. ``version``: the distribution's."""
 
-    def __init__(self, links: Mapping[str, ModelLink], metrics: Metrics, version: str) -> None:
+    def __init__(self, links: Mapping[str, ModelLink], metrics: Metrics, version: str, max_slo_ms: float) -> None:
         self._links = links
         self._metrics = metrics
         self._version = version
+        described = _json(openapi.document(version, max_slo_ms))
         self._fixed: dict[str, tuple[str, Callable[[], Response]]] = {
             "/v2": ("GET", self._server),
             "/v2/health/live": ("GET", lambda: _json({"live": True})),
@@ -45,6 +47,7 @@ class Routes:
             "/v2/models": ("GET", lambda: _json({"models": self._index()})),
             "/v2/models/stats": ("GET", lambda: _json({"model_stats": [self._stats(name) for name in self._links]})),
             "/v2/repository/index": ("POST", lambda: _json(self._index())),
+            "/openapi.json": ("GET", lambda: described),
             "/metrics": ("GET", lambda: Response(200, self._metrics.exposition(), _METRICS_TYPE)),
         }
         self._of_model: dict[str, Callable[[ModelLink], Response]] = {
