@@ -67,14 +67,15 @@ def _paths() -> Document:
         ("/v2/models/{model}", "", ["Model"]),
         ("/v2/models/{model}/versions/{version}", "OfVersion", ["Model", "Version"]),
     ):
-        described = {"errors": (404, 503)}
         of_model = {
-            "": _get(f"model{suffix}", "Inputs, outputs and platform", _ref("Model"), **described),
+            "": _get(f"model{suffix}", "Inputs, outputs and platform", _ref("Model"), errors=(404, 503)),
             "/ready": _get(
                 f"modelReady{suffix}", "Whether the model has a worker", _ref("ModelReady"),
                 unready=_ref("ModelReady"), errors=(404,),
             ),
-            "/config": _get(f"config{suffix}", "Part of Triton's configuration", _ref("ModelConfig"), **described),
+            "/config": _get(
+                f"config{suffix}", "Part of Triton's configuration", _ref("ModelConfig"), errors=(404, 503)
+            ),
             "/stats": _get(f"statistics{suffix}", "Triton's statistics", _ref("Statistics"), errors=(404,)),
             "/infer": {"post": _infer(f"infer{suffix}")},
         }  # fmt: skip

@@ -1,5 +1,8 @@
 """Fixtures of the gateway's suite: a Redis per test, a mesh of one function, a gateway and a client."""
 
+import asyncio
+import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -122,3 +125,22 @@ async def client(mesh: FakeMesh, connect: Callable[..., Any]) -> Client:
     del mesh
     made: Client = await connect()
     return made
+
+
+@pytest.fixture
+async def address(url: str, mesh: FakeMesh) -> AsyncIterator[str]:
+    """``host:port`` of a gateway that is a process of its own, under uvloop; it must drain and end with 0."""
+    del mesh
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.cli", "gateway", "--redis", url, "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        line = (await process.stdout.readline()).decode()
+    assert line.startswith("ready http://")
+    yield line.removeprefix("ready http://").strip()
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0
