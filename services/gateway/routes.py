@@ -78,15 +78,21 @@ class Routes:
         if root != "v2" or len(parts) < 2 or parts[0] != "models":
             raise NotFound(f"no route {path[:200]!r}; see /v2")
         name, parts = parts[1], parts[2:]
+        version = VERSION
+        if parts[:1] == ["versions"] and len(parts) > 1:
+            version, parts = parts[1], parts[2:]
+        link = self.model(name, version)
+        return Target(link, "/".join(parts))
+
+    def model(self, name: str, version: str) -> ModelLink:
+        """Return a model by its name; NotFound if there is none, or none of this version."""
         link = self._links.get(name)
         if link is None:
             known = ", ".join(sorted(self._links)) or "none"
             raise NotFound(f"no model {name[:200]!r}; known models: {known}")
-        if parts[:1] == ["versions"] and len(parts) > 1:
-            if parts[1] != VERSION:
-                raise NotFound(f"model {name!r} has no version {parts[1][:40]!r}, only {VERSION!r}")
-            parts = parts[2:]
-        return Target(link, "/".join(parts))
+        if version != VERSION:
+            raise NotFound(f"model {name!r} has no version {version[:40]!r}, only {VERSION!r}")
+        return link
 
     def inferring(self, request: Request) -> ModelLink | None:
         """Return the model that a request wants inference from, however its path is spelt; NotFound as ``answer``."""

@@ -127,12 +127,11 @@ async def client(mesh: FakeMesh, connect: Callable[..., Any]) -> Client:
     return made
 
 
-@pytest.fixture
-async def address(url: str, mesh: FakeMesh) -> AsyncIterator[str]:
+@contextlib.asynccontextmanager
+async def gateway_process(url: str, *flags: str) -> AsyncIterator[str]:
     """``host:port`` of a gateway that is a process of its own, under uvloop; it must drain and end with 0."""
-    del mesh
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli", "gateway", "--redis", url, "--port", "0"),
+        *(sys.executable, "-m", "services.cli", "gateway", "--redis", url, "--port", "0", *flags),
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
@@ -144,3 +143,11 @@ async def address(url: str, mesh: FakeMesh) -> AsyncIterator[str]:
         process.terminate()
     async with asyncio.timeout(20):
         assert await process.wait() == 0
+
+
+@pytest.fixture
+async def address(url: str, mesh: FakeMesh) -> AsyncIterator[str]:
+    """``host:port`` of a gateway process with a mesh behind it."""
+    del mesh
+    async with gateway_process(url) as address:
+        yield address
