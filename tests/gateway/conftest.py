@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -18,6 +19,9 @@ from common.runtime import Service, Tasks
 from common.settings import GatewaySettings, load
 from services.gateway import Gateway
 from tests.gateway.mesh import DESCRIPTION, MODEL, FakeMesh
+
+# Read when grpc is loaded: its handlers of fork() abort children that are started beside a live client of its own.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 Running = Callable[[Service], AbstractAsyncContextManager[Tasks]]
 

@@ -150,16 +150,22 @@ async def test_rejections(address: str, mesh: FakeMesh) -> None:
             assert error.value.status() == f"StatusCode.{code}"
 
 
-async def test_client_that_leaves_is_counted(address: str, mesh: FakeMesh) -> None:
-    """A cancelled call is withdrawn: the gateway drains without it, which ending the process checks."""
+async def test_client_that_leaves(address: str, mesh: FakeMesh) -> None:
+    """A call that is cancelled, or past its own deadline, is withdrawn: the gateway need not wait for it to drain.
+
+    It would wait longer than its grace, and end with 1.
+    """
     mesh.behaviour = ignore
     async with triton_aio.InferenceServerClient(address) as client:
-        call = client.infer(MODEL, [image_input()], parameters={"slo_ms": 60_000}, client_timeout=None)
-        query = asyncio.ensure_future(call)
+        infer = functools.partial(client.infer, MODEL, [image_input()], parameters={"slo_ms": 60_000})
+        query = asyncio.ensure_future(infer())
         await mesh.until_read(1)
         query.cancel()
         with pytest.raises(asyncio.CancelledError):
             await query
+        with pytest.raises(InferenceServerException) as error:
+            await infer(client_timeout=0.2)
+        assert error.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
 
 async def test_address_in_use(connect: Callable[..., Any]) -> None:
