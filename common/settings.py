@@ -52,6 +52,7 @@ class GatewaySettings(ServiceSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one, which is printed")
+    grpc_port: int = Field(0, ge=0, le=65535, description="port for the same protocol over gRPC; 0: none")
     reuse_port: bool = Field(False, description="share the port with other gateways of this machine (SO_REUSEPORT)")
     name: Name | None = Field(None, description="name of this gateway; by default made from host and process")
     default_slo_ms: float = Field(100.0, gt=0, le=600_000, description="SLO of a query that states none")
