@@ -1,12 +1,9 @@
 """A real mesh of one torch worker, whose services expose their metrics."""
 
-import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,6 +16,7 @@ from common.settings import GatewaySettings, SchedulerSettings, Settings, Worker
 from common.supernet import artifact
 from services.gateway import Gateway
 from services.scheduler.scheduler import SchedulerService
+from services.worker.engine import Engine
 from services.worker.start import build
 from services.worker.worker import Worker
 from tests.mesh.peer import until
@@ -62,18 +60,24 @@ class Watched:
             await response.read()
 
 
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The shipped model, loaded once and measured briefly."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(artifact, "profile", brief_profile)
+        cache = str(tmp_path_factory.mktemp("cache"))
+        return build(settings_of(WorkerSettings, model=MODEL, device="cpu", cache_dir=cache))
+
+
 @pytest.fixture
-async def watched(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
+async def watched(running: Running, engine: Engine) -> AsyncIterator[Watched]:
     """A mesh that serves, each service with a metrics port of its own."""
-    monkeypatch.setattr(artifact, "profile", brief_profile)
     async with contextlib.AsyncExitStack() as stack:
         url = stack.enter_context(embedded.server())
         common: dict[str, Any] = {"redis": url, "metrics_port": 0}
-        worker_settings = settings_of(WorkerSettings, **common, model=MODEL, device="cpu", cache_dir=str(tmp_path))
-        engine = await asyncio.to_thread(functools.partial(build, worker_settings))
         scheduler = SchedulerService(settings_of(SchedulerSettings, **common, model=MODEL, policy=POLICY))
         gateway = Gateway(settings_of(GatewaySettings, **common, port=0))
-        worker = Worker(worker_settings, engine)
+        worker = Worker(settings_of(WorkerSettings, **common, model=MODEL), engine)
         for service in (scheduler, worker, gateway):
             await stack.enter_async_context(running(service))
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)))

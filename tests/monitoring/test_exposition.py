@@ -22,8 +22,9 @@ from services.scheduler.scheduler import SchedulerService
 from services.worker.start import build
 from services.worker.worker import Worker
 from tests.mesh.peer import until
-from tests.monitoring.conftest import KINDS, MODEL, Watched, settings_of
+from tests.monitoring.conftest import KINDS, Watched, settings_of
 from tests.monitoring.files import DASHBOARD, DOCUMENT, RULES, dashboard_queries, rules
+from tests.worker.conftest import MODEL
 
 ROW = re.compile(r"^\| `(superserve_\w+)` \| (\w+) \|([^|]*)\|([^|]*)\|")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
@@ -156,32 +157,34 @@ def test_dashboard_and_rules_are_whole() -> None:
 
 
 async def test_service_that_has_lost_redis_is_live_and_not_ready(
-    model_folder: Path, profile_file: Callable[..., Path], running: Running
+    model_folder: Path, profile_file: Callable[..., Path], running: Running, tmp_path: Path
 ) -> None:
-    """While Redis answers, worker and scheduler are ready; once it is gone they say so, and live on."""
+    """While Redis is gone, scheduler and worker say that they are not ready, and live; when it is back they are."""
+    home = tmp_path / "redis"
+    home.mkdir()
     with contextlib.ExitStack() as redis:
-        common: dict[str, Any] = {"redis": redis.enter_context(embedded.server()), "metrics_port": 0, "grace_s": 1.0}
-        settings = settings_of(
-            WorkerSettings,
-            **common,
-            model=str(model_folder),
-            executor="emulated",
-            profile=str(profile_file()),
-            heartbeat_ms=20,
-        )
+        common: dict[str, Any] = {"redis": redis.enter_context(embedded.server(home)), "metrics_port": 0}
+        emulated = {"executor": "emulated", "profile": str(profile_file()), "heartbeat_ms": 20}
+        settings = settings_of(WorkerSettings, **common, **emulated, model=str(model_folder))
         scheduler = SchedulerService(settings_of(SchedulerSettings, **common, model=model_folder.name))
         worker = Worker(settings, build(settings))
+        reasons: dict[SchedulerService | Worker, str] = {
+            scheduler: "Redis does not answer",
+            worker: "its heartbeats do not reach Redis",
+        }
+
+        async def all_ready() -> bool:
+            return all([await answers(session, service, "ready", 200, {"ready": True}) for service in reasons])
+
         async with aiohttp.ClientSession() as session, running(scheduler), running(worker):
-            for service in (scheduler, worker):
-                await until(functools.partial(answers, session, service, "ready", 200, {"ready": True}))
+            await until(all_ready)
             redis.close()
-            for service, reason in (
-                (scheduler, "Redis does not answer"),
-                (worker, "its heartbeats do not reach Redis"),
-            ):
+            for service, reason in reasons.items():
                 expected = {"ready": False, "reason": reason}
                 await until(functools.partial(answers, session, service, "ready", 503, expected))
                 assert await answers(session, service, "live", 200, {"live": True})
+            redis.enter_context(embedded.server(home))
+            await until(all_ready)
 
 
 async def test_draining_worker_is_live_and_not_ready(
