@@ -163,7 +163,7 @@ async def test_service_that_has_lost_redis_is_live_and_not_ready(
     home = tmp_path / "redis"
     home.mkdir()
     with contextlib.ExitStack() as redis:
-        common: dict[str, Any] = {"redis": redis.enter_context(embedded.server(home)), "metrics_port": 0}
+        common: dict[str, Any] = {"redis": redis.enter_context(embedded.server(folder=home)), "metrics_port": 0}
         emulated = {"executor": "emulated", "profile": str(profile_file()), "heartbeat_ms": 20}
         settings = settings_of(WorkerSettings, **common, **emulated, model=str(model_folder))
         scheduler = SchedulerService(settings_of(SchedulerSettings, **common, model=model_folder.name))
@@ -183,7 +183,7 @@ async def test_service_that_has_lost_redis_is_live_and_not_ready(
                 expected = {"ready": False, "reason": reason}
                 await until(functools.partial(answers, session, service, "ready", 503, expected))
                 assert await answers(session, service, "live", 200, {"live": True})
-            redis.enter_context(embedded.server(home))
+            redis.enter_context(embedded.server(folder=home))
             await until(all_ready)
 
 
