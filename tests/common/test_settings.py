@@ -7,7 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import ConfigError
-from common.settings import GatewaySettings, SchedulerSettings, ServiceSettings, UpSettings, WorkerSettings, load
+from common.settings import (
+    GatewaySettings,
+    SchedulerSettings,
+    ServiceSettings,
+    UpSettings,
+    WorkerSettings,
+    child_environment,
+    load,
+)
 
 KINDS: list[type[ServiceSettings]] = [GatewaySettings, SchedulerSettings, WorkerSettings, UpSettings]
 
@@ -144,3 +152,10 @@ def test_bounds(kind: type[ServiceSettings], flag: str, legal: list[str], illega
         assert taken == type(taken)(value)
     for value in illegal:
         assert f"--{flag} (SUPERSERVE_{flag.replace('-', '_').upper()})={value!r}" in refusal(kind, f"--{flag}={value}")
+
+
+def test_children_do_not_share_a_name_or_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What must differ between the processes of a mesh is not passed on to all of them; the rest is."""
+    for key in ("SUPERSERVE_NAME", "SUPERSERVE_METRICS_PORT", "SUPERSERVE_METRICS_HOST"):
+        monkeypatch.setenv(key, "7")
+    assert [key for key in child_environment() if key.startswith("SUPERSERVE_")] == ["SUPERSERVE_METRICS_HOST"]
