@@ -13,6 +13,7 @@ _RESIDUALS = 2048
 _RESIDUALS_NEEDED = 512
 _UNSEEN = 1.5  # of its prediction: what a batch may take longer before any was seen
 _UNSEEN_BATCHES = 150
+_BEYOND_WORST = 1 / 3
 
 
 class ArrivalRate:
@@ -85,10 +86,14 @@ class Residuals:
         """Return the q-quantile of the ratios as a bound to plan with: among few, a rare one may be missing.
 
         At least 2.5 for the first batch, and e times less above 1 with each 150 batches, until 512 are seen: a batch in
-        a hundred that takes twice its time has not shown within 150 with a chance of 0.22, within 512 of 0.006.
+        a hundred that takes twice its time has not shown within 150 with a chance of 0.22, within 512 of 0.006. And
+        while fewer were seen than it takes for one to exceed the quantile, the worst is no bound of the next: a third
+        more above 1 is allowed for.
         """
         seen = len(self._sorted)
         ratio = self.quantile(q, prior=1.0)
+        if seen * (1.0 - q) < 1.0:
+            ratio += (ratio - 1.0) * _BEYOND_WORST
         return ratio if seen >= _RESIDUALS_NEEDED else max(ratio, 1.0 + _UNSEEN * exp(-seen / _UNSEEN_BATCHES))
 
 

@@ -49,17 +49,21 @@ def test_surprise_does_not_depend_on_packs(rows: list[int]) -> None:
 
 
 def test_margin_starts_high_and_ends_where_the_quantile_is() -> None:
-    """2.5 before any batch, 1 + 1.5 / e after 150 that took what was predicted, the quantile itself after 512."""
+    """2.5 before any batch, 1 + 1.5 / e after 150 as predicted; the worst and a third; the quantile after enough."""
     residuals = Residuals()
     assert residuals.margin(0.999) == 2.5
     for _ in range(150):
         residuals.add(1.0)
     assert residuals.margin(0.999) == pytest.approx(1 + 1.5 / exp(1))
     residuals.add(2.0)
-    assert residuals.margin(0.999) == 2.0
+    assert residuals.margin(0.999) == pytest.approx(2 + 1 / 3)
     for _ in range(361):
         residuals.add(0.9)
     assert residuals.margin(0.5) == residuals.quantile(0.5, prior=0.0) == 0.9
+    assert residuals.margin(0.999) == pytest.approx(2 + 1 / 3)  # of 512 none need exceed it
+    for _ in range(488):
+        residuals.add(0.9)
+    assert residuals.margin(0.999) == residuals.quantile(0.999) == 2.0
 
 
 @settings(deadline=None)

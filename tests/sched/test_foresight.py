@@ -33,8 +33,8 @@ POLICY = parse_policy("foresight")
 
 
 def seen(view: View, ratio: float = 1.0) -> View:
-    """The view after 600 batches that took that much over what was predicted."""
-    for _ in range(600):
+    """The view after 1,000 batches that took that much over what was predicted."""
+    for _ in range(1_000):
         view.residuals.add(ratio)
     return view
 
