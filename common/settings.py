@@ -16,6 +16,7 @@ from common.sched import policies
 
 ENV_PREFIX = "SUPERSERVE_"
 REDIS_URL = "REDIS_URL"
+_DIFFER = (f"{ENV_PREFIX}NAME", f"{ENV_PREFIX}METRICS_PORT")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
@@ -41,6 +42,13 @@ class ServiceSettings(BaseSettings):
     log_json: bool | None = Field(None, description="log JSON lines; by default unless stderr is a terminal")
     grace_s: float = Field(
         10.0, gt=0, le=600, description="seconds to drain after SIGTERM before the process ends hard"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address on which metrics and health are served")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of /metrics, /health/live and /health/ready; 0: any free one, which is logged; default: none",
     )
 
 
@@ -144,6 +152,9 @@ class UpSettings(ServiceSettings):
     port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on; 0: any free one")
     late: Literal["drop", "serve"] = Field("drop", description="what becomes of queries that are too late")
     start_timeout_s: float = Field(120.0, gt=0, description="how long the mesh may take to become ready")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="metrics port of the scheduler; workers, then gateways take those after it"
+    )
 
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
@@ -168,7 +179,7 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
 
 def child_environment() -> dict[str, str]:
     """Return this process's environment for services that it starts, without what must differ between them."""
-    return {key: value for key, value in os.environ.items() if key != f"{ENV_PREFIX}NAME"}
+    return {key: value for key, value in os.environ.items() if key not in _DIFFER}
 
 
 def _flag(kind: type[ServiceSettings], location: tuple[str | int, ...]) -> str:

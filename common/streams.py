@@ -68,11 +68,25 @@ class Outgoing(NamedTuple):
     create: bool = False
 
 
+class Depth(NamedTuple):
+    """How full a stream is: entries in it, and those of them that its group has read and not acked."""
+
+    entries: int
+    pending: int
+
+
 def _entries(stream: str, found: Iterable[tuple[bytes, list[bytes] | None]]) -> Iterator[Entry]:
     # A pending entry that was deleted meanwhile has no values; one without our fields is not ours.
     for entry_id, values in found:
         if values and len(values) == 4 and (values[0], values[2]) == (HEADER, PAYLOAD):
             yield Entry(stream, entry_id, values[1], values[3])
+
+
+def _check(replies: Sequence[Any]) -> None:
+    """Raise the first error reply as StreamsError."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise (NoGroupError if str(reply).startswith("NOGROUP") else StreamsError)(f"Redis refused: {reply}")
 
 
 @contextmanager
@@ -191,6 +205,20 @@ class Streams:
         (answer,) = await self._call(self._writer, [("XRANGE", stream, "-", "+")])
         return list(_entries(stream, answer))
 
+    async def depths(self, streams: Iterable[tuple[str, str]]) -> list[Depth]:
+        """Return how full each stream is for its group, in one round trip; what is not there holds 0."""
+        commands: list[Command] = []
+        for stream, group in streams:
+            commands += [("XLEN", stream), ("XPENDING", stream, group)]
+        replies = await self._ask(self._writer, commands)
+        found = []
+        for length, summary in zip(replies[::2], replies[1::2], strict=True):
+            if isinstance(summary, hiredis.ReplyError) and str(summary).startswith("NOGROUP"):
+                summary = (0,)
+            _check([length, summary])
+            found.append(Depth(length, summary[0]))
+        return found
+
     async def ack(self, group: str, ids: Iterable[tuple[str, bytes]]) -> None:
         """Acknowledge and delete ``(stream, id)`` pairs in one round trip."""
         by_stream: dict[str, list[bytes]] = {}
@@ -205,16 +233,20 @@ class Streams:
         self, connection: Connection, commands: list[Command], wait_s: float = 0.0, *, repeat: bool = True
     ) -> list[Any]:
         """Return the replies; an error reply or a broken connection is raised as StreamsError."""
+        replies = await self._ask(connection, commands, wait_s, repeat=repeat)
+        _check(replies)
+        return replies
+
+    async def _ask(
+        self, connection: Connection, commands: list[Command], wait_s: float = 0.0, *, repeat: bool = True
+    ) -> list[Any]:
+        """Return the replies, error replies among them; a broken connection is raised as StreamsError."""
         try:
-            replies = await connection.call(commands, READ_GRACE_S + wait_s, repeat=repeat)
+            return await connection.call(commands, READ_GRACE_S + wait_s, repeat=repeat)
         except hiredis.ReplyError as error:
             raise StreamsError(f"Redis refused: {error}") from error
         except OSError as error:
             raise StreamsError(f"Redis: {error or type(error).__name__}") from error
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                raise (NoGroupError if str(reply).startswith("NOGROUP") else StreamsError)(f"Redis refused: {reply}")
-        return replies
 
     async def delete(self, *names: str) -> None:
         """Delete streams or keys."""

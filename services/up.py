@@ -49,9 +49,9 @@ class Up:
         self._mesh = Mesh(url, flags)
         try:
             async with asyncio.timeout(settings.start_timeout_s):
-                await self._mesh.start("scheduler", *self._scheduler_flags())
-                for _ in range(settings.workers):
-                    await self._mesh.start("worker", *self._worker_flags())
+                await self._mesh.start("scheduler", *self._scheduler_flags(), *self._metrics_flags(0))
+                for number in range(settings.workers):
+                    await self._mesh.start("worker", *self._worker_flags(), *self._metrics_flags(1 + number))
                 address = await self._start_gateways(self._mesh)
                 await self._mesh.wait_for_workers(self._model, settings.workers)
                 await self._mesh.wait_until_ready(address)
@@ -84,10 +84,19 @@ class Up:
     async def _start_gateways(self, mesh: Mesh) -> str:
         """Start the gateways; the first finds the port that all of them share."""
         flags = ["--host", self._settings.host, *(["--reuse-port"] if self._settings.gateways > 1 else [])]
-        address = await mesh.start_gateway(*flags, "--port", str(self._settings.port))
-        for _ in range(1, self._settings.gateways):
-            await mesh.start_gateway(*flags, "--port", address.rpartition(":")[2])
+        first = 1 + self._settings.workers
+        address = await mesh.start_gateway(*flags, *self._metrics_flags(first), "--port", str(self._settings.port))
+        for number in range(1, self._settings.gateways):
+            port = address.rpartition(":")[2]
+            await mesh.start_gateway(*flags, *self._metrics_flags(first + number), "--port", port)
         return address
+
+    def _metrics_flags(self, number: int) -> list[str]:
+        """Return the flags of the process that takes the ``number``-th metrics port; with port 0 each takes any."""
+        port = self._settings.metrics_port
+        if port is None:
+            return []
+        return ["--metrics-host", self._settings.metrics_host, "--metrics-port", str(port + number if port else 0)]
 
     async def _mourn(self, mesh: Mesh, child: Child) -> None:
         """Report a process that ends by itself; the last of its kind takes the mesh along."""

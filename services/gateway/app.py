@@ -10,8 +10,10 @@ import asyncio
 import importlib.metadata
 from typing import TYPE_CHECKING
 
-from common import clock, log
+from common import clock, keys, log
 from common.errors import ConfigError
+from common.metrics import SNAPSHOT_S
+from common.monitor import Monitor
 from common.runtime import keep_trying, unique_name
 from common.streams import Streams, StreamsError
 from services.gateway.inference import Inference
@@ -52,12 +54,16 @@ class Gateway:
         self._inference = Inference(settings, self._server, self._metrics)
         self._infer_paths: dict[str, ModelLink] = {}  # the usual spellings, found without parsing the path
         self._tasks: Tasks | None = None
+        self.monitor: Monitor | None = None  # if a port is asked for beside the main one
         self._synchronise_at = 0.0
 
     async def startup(self, tasks: Tasks) -> None:
         """Look for models, listen, and keep both up. Redis may come later: until then the answer is 503."""
         self._tasks = tasks
         settings = self._settings
+        if settings.metrics_port is not None:
+            self.monitor = Monitor(self._metrics.registry, self._problem)
+            await self.monitor.start(settings)
         try:
             await self._poll()
         except StreamsError as error:
@@ -67,6 +73,7 @@ class Gateway:
         except OSError as error:
             raise ConfigError(f"cannot listen on --host {settings.host} --port {settings.port}: {error}") from error
         tasks.spawn(keep_trying(self._poll_after_a_while, StreamsError, "model statuses"), "statuses")
+        tasks.spawn(keep_trying(self._snapshot, StreamsError, "metrics"), "metrics")
         tasks.spawn(keep_trying(self._sweep, StreamsError, "removal of payloads"), "overdue queries")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{self.port}"
@@ -82,6 +89,8 @@ class Gateway:
         await self._server.close()
         if self._tasks is not None:
             await self._tasks.cancel()
+        if self.monitor is not None:
+            await self.monitor.close()
         try:
             for link in self._links.values():
                 await link.close()
@@ -132,6 +141,20 @@ class Gateway:
         self._links[name] = link
         for path in (f"/v2/models/{name}/infer", f"/v2/models/{name}/versions/1/infer"):
             self._infer_paths[path] = link
+
+    async def _snapshot(self) -> None:
+        """Tell the metrics how full the reply streams are."""
+        await asyncio.sleep(SNAPSHOT_S)
+        links = list(self._links.values())
+        depths = await self._streams.depths((link.replies, keys.GATEWAY_GROUP) for link in links) if links else []
+        self._metrics.snapshot({link.name: depth for link, depth in zip(links, depths, strict=True)})
+
+    def _problem(self) -> str | None:
+        """Why no query of any model can be taken, or None; as ``/v2/health/ready``."""
+        if not self._links:
+            return self._mesh.problem or "no scheduler has been heard of yet"
+        problems = [link.unavailable for link in self._links.values()]
+        return None if None in problems else problems[0]
 
     async def _sweep(self) -> None:
         """Give up overdue queries, and remove payloads that nobody needs."""

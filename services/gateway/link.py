@@ -64,7 +64,10 @@ class Mesh:
 
 
 class ModelLink:
-    """See the module. ``name`` is the gateway's; ``model`` None: no worker has introduced one yet."""
+    """See the module. ``name`` is the gateway's; ``model`` None: no worker has introduced one yet.
+
+    ``replies`` is the gateway's stream of answers.
+    """
 
     def __init__(self, model: str, name: str, mesh: Mesh) -> None:
         self.name = model
@@ -74,7 +77,7 @@ class ModelLink:
         self.problem: str | None = "its scheduler has not been heard of yet"
         self._gateway = name
         self._mesh = mesh
-        self._replies = keys.replies(model, name)
+        self.replies = keys.replies(model, name)
         self._unsent: list[Query] = []
         self._broken = False  # the last read ended in an error
         self._unacked: list[tuple[str, bytes]] = []
@@ -83,7 +86,7 @@ class ModelLink:
 
     async def open(self, tasks: Tasks) -> None:
         """Make the reply stream, empty, and start reading and writing."""
-        await self._mesh.streams.delete(self._replies)  # of a gateway that bore this name before
+        await self._mesh.streams.delete(self.replies)  # of a gateway that bore this name before
         await self._make_replies()
         what = f"model {self.name}: "
         tasks.spawn(self._write(), f"{what}writer")
@@ -93,7 +96,7 @@ class ModelLink:
 
     async def close(self) -> None:
         """Remove the reply stream; nobody will read it again."""
-        await self._mesh.streams.delete(self._replies)
+        await self._mesh.streams.delete(self.replies)
 
     # -- what the scheduler says --------------------------------------------------------------------------------------
 
@@ -198,7 +201,7 @@ class ModelLink:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def _make_replies(self) -> None:
-        await self._mesh.streams.make_group(self._replies, keys.GATEWAY_GROUP, ttl_s=keys.REPLIES_TTL_S)
+        await self._mesh.streams.make_group(self.replies, keys.GATEWAY_GROUP, ttl_s=keys.REPLIES_TTL_S)
 
     async def _read(self) -> None:
         try:
@@ -219,12 +222,12 @@ class ModelLink:
         """Read what is new; after a break first what was delivered then, and perhaps never arrived."""
         streams = self._mesh.streams
         if self._broken:
-            entries = await streams.pending(self._replies, keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER)
+            entries = await streams.pending(self.replies, keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER)
             self._broken = False
             return entries
         try:
             return await streams.read(
-                [self._replies], keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER, count=READ_ENTRIES, block_ms=READ_BLOCK_MS
+                [self.replies], keys.GATEWAY_GROUP, keys.GATEWAY_CONSUMER, count=READ_ENTRIES, block_ms=READ_BLOCK_MS
             )
         except StreamsError:
             self._broken = True
@@ -292,4 +295,4 @@ class ModelLink:
 
     async def _refresh(self) -> None:
         await asyncio.sleep(REFRESH_S)
-        await self._mesh.streams.expire(self._replies, keys.REPLIES_TTL_S)
+        await self._mesh.streams.expire(self.replies, keys.REPLIES_TTL_S)

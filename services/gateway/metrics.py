@@ -1,29 +1,30 @@
 """What the gateway counts, as Prometheus and as Triton's statistics have it.
 
-The counters of prometheus_client cost microseconds each, several times a query; here they are plain integers that a
-collector reads when somebody asks.
+A query answered in time has met its SLO, and only these count for accuracy, as in the reports of ``loadgen``.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from common import metrics
+from common.metrics import SECONDS, Histogram, Recent
 from services.gateway.model import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client.metrics_core import Metric
 
+    from common.metrics import Labelled
+    from common.streams import Depth
     from services.gateway.pending import Query, Result
 
-BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 OUTCOMES = {429: "overloaded", 500: "failed", 503: "unavailable", 504: "expired"}  # other statuses: "invalid"
 ANSWERED, LATE, LEFT = "answered", "answered_late", "client_left"
 
@@ -34,7 +35,10 @@ class ModelMetrics:
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter(dict.fromkeys((ANSWERED, LATE, LEFT, "invalid", *OUTCOMES.values()), 0))
         self.subnets: Counter[str] = Counter()
-        self.buckets = [0] * (len(BUCKETS_S) + 1)
+        self.latency = Histogram(SECONDS)
+        self.reply_lag = Histogram(SECONDS)
+        self.accuracy = 0.0  # percent, added up over the queries answered in time
+        self.recent: Recent[str] = Recent(time.monotonic())
         self.rows = 0
         self.total_us = self.queue_us = self.inference_us = 0
         self.last_us = 0
@@ -43,9 +47,14 @@ class ModelMetrics:
         """Count a result."""
         batch, record = result.batch, query.record
         total_us = result.now_us - record.arrival_us
-        self.outcomes[ANSWERED if result.now_us <= record.deadline_us else LATE] += 1
+        if result.now_us <= record.deadline_us:
+            self.outcomes[ANSWERED] += 1
+            self.accuracy += batch.accuracy
+        else:
+            self.outcomes[LATE] += 1
         self.subnets[batch.subnet] += 1
-        self.buckets[bisect_left(BUCKETS_S, total_us / 1e6)] += 1
+        self.latency.add(total_us / 1e6)
+        self.reply_lag.add(max(0, result.now_us - batch.finished_us) / 1e6)
         self.rows += record.rows
         self.total_us += total_us
         self.queue_us += batch.started_us - record.arrival_us
@@ -59,6 +68,14 @@ class ModelMetrics:
     def left(self) -> None:
         """Count a query whose client left before its answer."""
         self.outcomes[LEFT] += 1
+
+    def counting(self) -> int:
+        """Queries whose SLO was ours to meet: all but those that were invalid, and those whose client left."""
+        return self.outcomes.total() - self.outcomes["invalid"] - self.outcomes[LEFT]
+
+    def headline(self) -> dict[str, float]:
+        """Return what attainment and accuracy are computed from."""
+        return {"met": self.outcomes[ANSWERED], "slo": self.counting(), "accuracy": self.accuracy}
 
     def statistics(self, name: str) -> dict[str, Any]:
         """Return Triton's statistics of the model; durations in nanoseconds. A batch counts once per query in it."""
@@ -91,8 +108,8 @@ class Metrics(Collector):
     def __init__(self, pending: Callable[[], int]) -> None:
         self._models: dict[str, ModelMetrics] = {}
         self._pending = pending
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        self._depths: dict[str, Depth] = {}
+        self.registry = metrics.registry(self)
 
     def of(self, model: str) -> ModelMetrics:
         """Return the counts of a model, from zero if it is new."""
@@ -101,32 +118,56 @@ class Metrics(Collector):
             counts = self._models[model] = ModelMetrics()
         return counts
 
+    def snapshot(self, depths: Mapping[str, Depth]) -> None:
+        """Take note of how full each model's reply stream is, and of the counters for the window."""
+        self._depths = dict(depths)
+        for counts in self._models.values():
+            counts.recent.snapshot(time.monotonic(), counts.headline())
+
     def exposition(self) -> bytes:
         """Return Prometheus' text format."""
-        return generate_latest(self._registry)
+        return metrics.exposition(self.registry)
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client."""
-        yield GaugeMetricFamily(
-            "superserve_gateway_pending_queries", "Queries of this gateway in the mesh", value=self._pending()
-        )
-        queries = CounterMetricFamily(
-            "superserve_gateway_queries", "Queries by what became of them", labels=["model", "outcome"]
-        )
-        subnets = CounterMetricFamily(
-            "superserve_gateway_subnet_queries", "Queries answered, by subnet", labels=["model", "subnet"]
-        )
-        latency = HistogramMetricFamily(
-            "superserve_gateway_latency_seconds", "From a query's arrival to its result", labels=["model"]
-        )
-        for name, counts in self._models.items():
-            for outcome, count in counts.outcomes.items():
-                queries.add_metric([name, outcome], count)
-            for subnet, count in counts.subnets.items():
-                subnets.add_metric([name, subnet], count)
-            cumulated, buckets = 0, []
-            for bound, count in zip([*map(str, BUCKETS_S), "+Inf"], counts.buckets, strict=True):
-                cumulated += count
-                buckets.append((bound, float(cumulated)))
-            latency.add_metric([name], buckets, counts.total_us / 1e6)
-        yield from (queries, subnets, latency)
+        models, name = self._models, "superserve_gateway_"
+
+        def by(label: str, values: Mapping[str, Mapping[str, float]]) -> tuple[Labelled, list[str]]:
+            pairs: Labelled = {(model, key): count for model, counts in values.items() for key, count in counts.items()}
+            return pairs, ["model", label]
+
+        def each(value: Callable[[ModelMetrics], float]) -> tuple[Labelled, list[str]]:
+            return {(model,): value(counts) for model, counts in models.items()}, ["model"]
+
+        outcomes = by("outcome", {model: counts.outcomes for model, counts in models.items()})
+        subnets = by("subnet", {model: counts.subnets for model, counts in models.items()})
+        yield metrics.gauge(f"{name}pending_queries", "Queries of this gateway in the mesh", {(): self._pending()}, [])
+        yield metrics.counter(f"{name}queries", "Queries by what became of them", *outcomes)
+        yield metrics.counter(f"{name}subnet_queries", "Queries answered, by subnet", *subnets)
+        yield metrics.counter(f"{name}slo", "Queries that count for attainment", *each(ModelMetrics.counting))
+        met = each(lambda counts: counts.outcomes[ANSWERED])
+        yield metrics.counter(f"{name}slo_met", "Queries answered in time", *met)
+        accuracy = SummaryMetricFamily(f"{name}accuracy_ratio", "Accuracy of answers in time", labels=["model"])
+        for model, counts in models.items():
+            accuracy.add_metric([model], counts.outcomes[ANSWERED], counts.accuracy / 100)
+        yield accuracy
+        yield from self._windows()
+        latencies = {model: counts.latency for model, counts in models.items()}
+        lags = {model: counts.reply_lag for model, counts in models.items()}
+        yield metrics.histogram(f"{name}latency_seconds", "From a query's arrival to its result", latencies)
+        yield metrics.histogram(f"{name}reply_lag_seconds", "From a batch's end to a query's result", lags)
+        yield from metrics.depths(((model, "replies", ""), depth) for model, depth in self._depths.items())
+
+    def _windows(self) -> Iterable[Metric]:
+        """Yield what is computed over the latest seconds, for models that had queries in them."""
+        attainment: Labelled = {}
+        accuracy: Labelled = {}
+        for model, counts in self._models.items():
+            _, gained = counts.recent.gained(time.monotonic(), counts.headline())
+            if gained["slo"]:
+                attainment[model,] = gained["met"] / gained["slo"]
+            if gained["met"]:
+                accuracy[model,] = gained["accuracy"] / gained["met"] / 100
+        name = "superserve_gateway_recent_"
+        yield metrics.gauge(f"{name}attainment_ratio", "SLO attainment of the last 10 s", attainment, ["model"])
+        yield metrics.gauge(f"{name}accuracy_ratio", "Accuracy of answers in time, last 10 s", accuracy, ["model"])

@@ -30,6 +30,7 @@ from common.sched import (
 from common.sched.eventlog import EventLog
 from common.sched.policies import PolicyError
 from services.scheduler.ledger import Held, Ledger, Source, split, to_query
+from services.scheduler.metrics import Counts
 from services.scheduler.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Driver:
 
     def __init__(self, settings: SchedulerSettings, clock: Clock, event_log: TextIO | None) -> None:
         self.core = make_core(settings)
+        self.counts = Counts()
         self.ledger = Ledger()
         self.outbox = Outbox(settings.model, self.ledger)
         self._policy = settings.policy
@@ -88,7 +90,9 @@ class Driver:
             if record.id not in self.ledger and not self.core.knows(record.id):
                 self.ledger.hold(Held(pack.gateway, record, payload, source))
                 queries.append(to_query(record))
-        if not queries:
+        if queries:
+            self.counts.ingest_lag.add(max(0, self._clock.now_us() - queries[0].arrival_us) / 1e6)
+        else:
             self.ledger.settle(source)
             self.outbox.wake()
         return queries
@@ -103,15 +107,17 @@ class Driver:
         now_us = self._clock.now_us()
         if self._event_log is not None:
             self._event_log.append(event, now_us)
-        self._execute(self.core.handle(event, now_us))
+        self._execute(self.core.handle(event, now_us), now_us)
 
-    def _execute(self, commands: list[Command]) -> None:
+    def _execute(self, commands: list[Command], now_us: int) -> None:
         wake_us = None
         for command in commands:
             match command:
                 case Dispatch(batch):
+                    self.counts.dispatched(batch, now_us)
                     self._dispatch(batch)
                 case Reject(query, reason):
+                    self.counts.outcomes[reason] += 1
                     if held := self.ledger.release(query.id):
                         self.outbox.reject(held.gateway, query.id, reason)
                 case WakeAt(at_us):

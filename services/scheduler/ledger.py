@@ -40,6 +40,9 @@ class Ledger:
     _waiting: dict[Source, int] = field(default_factory=dict)
     _due: list[Source] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def __contains__(self, query_id: int) -> bool:
         return query_id in self._held
 

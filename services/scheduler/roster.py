@@ -111,6 +111,8 @@ class Roster:
             return False
         self._seen_s[name] = time.monotonic()
         self._idle_us.setdefault(name, collections.deque(maxlen=IDLE_WINDOW)).append(message.idle_us)
+        took_us, expected_us = message.finished_us - message.started_us, worker.batches[message.batch].expected_us
+        self._driver.counts.latency_ratio.add(took_us / expected_us)
         self._driver.apply(BatchDone(name, message.batch, message.started_us, message.finished_us))
         return self._dismiss_drained(name)
 

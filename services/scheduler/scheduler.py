@@ -12,22 +12,26 @@ What can break, and what then happens:
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import keys, log, wire
+from common import keys, log, metrics, wire
 from common.clock import REFRESH_S, Clock
 from common.errors import ConfigError, SuperServeError
+from common.metrics import SNAPSHOT_S
 from common.runtime import keep_trying, unique_name
-from common.streams import Entry, Streams, StreamsError
+from common.streams import Depth, Entry, Streams, StreamsError
 from services.scheduler.driver import Driver
+from services.scheduler.metrics import Metrics
 from services.scheduler.roster import WATCH_INTERVAL_S, Roster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TextIO
 
+    from common.monitor import Monitor
     from common.runtime import Tasks
     from common.settings import SchedulerSettings
 
@@ -59,9 +63,15 @@ class SchedulerService:
         timeout_s = settings.worker_timeout_ms / 1e3
         self._roster = Roster(settings.model, self._name, self._streams, self._driver, timeout_s)
         self._ingress, self._events = keys.ingress(settings.model), keys.events(settings.model)
+        self._metrics = Metrics(
+            settings.model, self._driver.counts, self._driver.core, self._driver.ledger.__len__,
+            lambda: len(self._roster.problems),
+        )  # fmt: skip
+        self.monitor: Monitor | None = None  # if a port is asked for
         self._tasks: Tasks | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._last_read_s = 0.0
+        self._last_lease_s = -math.inf  # when Redis last said who leads
         self._leading = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -69,6 +79,12 @@ class SchedulerService:
     async def startup(self, tasks: Tasks) -> None:
         """Begin as a standby; the background tasks lead as soon as the lease is free."""
         self._tasks = tasks
+        if self._settings.metrics_port is not None:
+            from common.monitor import Monitor
+
+            self.monitor = Monitor(metrics.registry(self._metrics), self._problem)
+            await self.monitor.start(self._settings)
+            tasks.spawn(keep_trying(self._snapshot, StreamsError, "metrics"), "metrics")
         tasks.spawn(self._lead(tasks), "lead")
 
     async def shutdown(self) -> None:
@@ -87,6 +103,8 @@ class SchedulerService:
             _log.warning("left_without_redis", error=error.message)
         if self._tasks is not None:
             await self._tasks.cancel()
+        if self.monitor is not None:
+            await self.monitor.close()
         await self._streams.close()
         if self._event_log is not None:
             self._event_log.close()
@@ -100,7 +118,7 @@ class SchedulerService:
                 _log.info("standing_by", model=self._settings.model)
                 standing_by = True
             await asyncio.sleep(interval_s)
-        self._leading = True
+        self._leading = self._metrics.leading = True
         _log.info("leading", model=self._settings.model, policy=self._settings.policy, scheduler=self._name)
         self._reader = tasks.spawn(keep_trying(self._read, StreamsError, "reading"), "read")
         tasks.spawn(keep_trying(self._write, StreamsError, "writing"), "write")
@@ -115,9 +133,11 @@ class SchedulerService:
 
     async def _lease(self, *, unreachable: bool = False) -> bool:
         try:
-            return await self._streams.take_lease(keys.leader(self._settings.model), self._name, keys.LEADER_TTL_MS)
+            ours = await self._streams.take_lease(keys.leader(self._settings.model), self._name, keys.LEADER_TTL_MS)
         except StreamsError:
             return unreachable
+        self._last_lease_s = time.monotonic()
+        return ours
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -188,6 +208,24 @@ class SchedulerService:
             problems=[f"{worker}: {problem}" for worker, problem in self._roster.problems.items()],
         )
         await self._streams.publish_status(self._settings.model, wire.encode(status))
+
+    async def _snapshot(self) -> None:
+        """Tell the metrics how full the streams are; a standby's are its leader's."""
+        await asyncio.sleep(SNAPSHOT_S)
+        depths: dict[tuple[str, str, str], Depth] = {}
+        if self._leading:
+            model, workers = self._settings.model, list(self._driver.core.workers)
+            labels = [(model, "ingress", ""), (model, "events", ""), *((model, "work", worker) for worker in workers)]
+            streams = [(stream, keys.SCHEDULER_GROUP) for stream in (self._ingress, self._events)]
+            streams += [(keys.work(model, worker), keys.WORKER_GROUP) for worker in workers]
+            depths = dict(zip(labels, await self._streams.depths(streams), strict=True))
+        self._metrics.snapshot(depths)
+
+    def _problem(self) -> str | None:
+        """Why this scheduler is not ready, to lead or to stand by, or None."""
+        if time.monotonic() - self._last_lease_s > keys.LEADER_TTL_MS / 1e3:
+            return "Redis does not answer"
+        return None
 
     async def _synchronise(self) -> None:
         await asyncio.sleep(REFRESH_S)

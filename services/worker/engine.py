@@ -29,6 +29,7 @@ class Engine(Protocol):
 
     executor: str  # "torch" or "emulated": goes into every answer
     profile: Profile
+    actuation_s: float | None  # what the latest batch's change of subnet took; None: it had the same subnet, or none
 
     def describe(self) -> dict[str, Any]:
         """Return the model as ``common.wire.Status`` has it."""
@@ -67,6 +68,8 @@ class TorchEngine:
 
     def __init__(self, supernet: Supernet, description: dict[str, Any], profile: Profile) -> None:
         self.profile = profile
+        self.actuation_s: float | None = None
+        self._actuated = ""
         self._supernet = supernet
         self._description = description
         (self._input,) = description["inputs"]
@@ -80,7 +83,7 @@ class TorchEngine:
     def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
         """See Engine."""
         batch = self._texts(payloads, rows) if self._reads_text else self._tensor(payloads, rows)
-        self._supernet.actuate(subnet)
+        self._actuate(subnet)
         outputs = self._supernet.infer(batch)
         arrays = [outputs[tensor["name"]].cpu().numpy() for tensor in self._description["outputs"]]
         bounds = [0]
@@ -94,6 +97,12 @@ class TorchEngine:
         if isinstance(batch, list):
             return encode_elements(text.encode() for text in batch)
         return bytes(rows * self._input_bytes)
+
+    def _actuate(self, subnet: str) -> None:
+        began_s = time.perf_counter()
+        self._supernet.actuate(subnet)
+        self.actuation_s = time.perf_counter() - began_s if subnet != self._actuated else None
+        self._actuated = subnet
 
     def _texts(self, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[str]:
         pairs = zip(payloads, rows, strict=True)
@@ -120,6 +129,7 @@ class EmulatedEngine:
 
     def __init__(self, description: dict[str, Any], profile: Profile) -> None:
         self.profile = profile
+        self.actuation_s: float | None = None
         self._description = description
         self._output_bytes = sum(bytes_of(tensor) for tensor in description["outputs"])
 

@@ -41,6 +41,7 @@ class Finished:
     started_us: int
     finished_us: int
     idle_us: int  # since the batch before it ended
+    actuation_s: float | None  # what its change of subnet took; None if it needed none, or failed
 
 
 class Executor:
@@ -73,6 +74,7 @@ class Executor:
     def _execute(self, job: Job, last_us: int) -> Finished:
         started_us = self._clock.now_us()
         results: list[bytes | str] = [why if isinstance(why, str) else "" for why in job.payloads]
+        actuation_s = None
         healthy = [i for i, payload in enumerate(job.payloads) if not isinstance(payload, str)]
         rows = [job.batch.records[i].query.rows for i in healthy]
         if healthy:
@@ -80,8 +82,10 @@ class Executor:
                 payloads = [payload for payload in job.payloads if not isinstance(payload, str)]
                 for i, output in zip(healthy, self._engine.execute(job.batch.subnet, payloads, rows), strict=True):
                     results[i] = output
+                actuation_s = self._engine.actuation_s
             except Exception as error:  # whatever a model raises fails its batch, not the worker
                 _log.exception("batch_failed", batch=job.batch.batch, subnet=job.batch.subnet, rows=sum(rows))
                 for i in healthy:
                     results[i] = f"inference failed: {type(error).__name__}: {error}"
-        return Finished(job, results, sum(rows), started_us, self._clock.now_us(), max(0, started_us - last_us))
+        idle_us = max(0, started_us - last_us)
+        return Finished(job, results, sum(rows), started_us, self._clock.now_us(), idle_us, actuation_s)

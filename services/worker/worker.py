@@ -8,18 +8,22 @@ the batch, here or elsewhere; the gateway answers each query once.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common import keys, log, wire
+from common import keys, log, metrics, wire
 from common.clock import REFRESH_S, Clock
 from common.runtime import keep_trying, unique_name
 from common.streams import Entry, Outgoing, Streams, StreamsError
 from services.worker.executor import Executor, Finished, Job
+from services.worker.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from common.monitor import Monitor
     from common.runtime import Tasks
     from common.settings import WorkerSettings
     from services.worker.engine import Engine
@@ -29,6 +33,7 @@ _log = log.get(__name__)
 READ_COUNT = 8
 BLOCK_MS = 1_000
 ACK_DELAY_S = 0.005
+SILENCE_BEATS = 8  # heartbeats without an answer from Redis, after which the worker is not ready
 DISMISSAL_SHARE = 0.8  # of the grace period: how long a draining worker waits for the scheduler's last word
 
 
@@ -67,9 +72,13 @@ class Worker:
         self._to_ack = asyncio.Event()
         self._empty = asyncio.Event()  # nothing in hand
         self._empty.set()
+        self._draining = False
         self._dismissed = asyncio.Event()
+        self._beaten_s = -math.inf  # when a heartbeat last reached Redis
+        self._metrics = Metrics(self._names.model, self._in_hand.__len__)
         self._executor: Executor | None = None
         self._tasks: Tasks | None = None
+        self.monitor: Monitor | None = None  # if a port is asked for
 
     @property
     def name(self) -> str:
@@ -79,6 +88,11 @@ class Worker:
     async def startup(self, tasks: Tasks) -> None:
         """Announce the worker and start serving; waits for Redis if it is not there yet."""
         self._tasks = tasks
+        if self._settings.metrics_port is not None:
+            from common.monitor import Monitor
+
+            self.monitor = Monitor(metrics.registry(self._metrics), self._problem)
+            await self.monitor.start(self._settings)
         loop = asyncio.get_running_loop()
 
         def deliver(done: Finished) -> None:
@@ -96,6 +110,7 @@ class Worker:
 
     async def shutdown(self) -> None:
         """Ask for no more batches, finish those on the stream, and leave once the scheduler says so."""
+        self._draining = True
         try:
             await self._report(wire.Draining(self.name))
             async with asyncio.timeout(self._settings.grace_s * DISMISSAL_SHARE):
@@ -107,6 +122,8 @@ class Worker:
             self._executor.close()
         if self._tasks is not None:
             await self._tasks.cancel()
+        if self.monitor is not None:
+            await self.monitor.close()
         await self._streams.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -191,6 +208,8 @@ class Worker:
             for done in finished:
                 self._finished.put_nowait(done)
             raise
+        for done in finished:
+            self._metrics.finished(done)
         self._answered += [done.job.entry_id for done in finished]
         self._to_ack.set()
 
@@ -255,7 +274,16 @@ class Worker:
             # Redis forgot it, or the scheduler gave this worker up: begin anew.
             await self._streams.make_group(self._names.work, keys.WORKER_GROUP, ttl_s=keys.WORKER_STREAM_TTL_S)
             await self._hello()
+        self._beaten_s = time.monotonic()
         await asyncio.sleep(self._settings.heartbeat_ms / 1e3)
+
+    def _problem(self) -> str | None:
+        """Why this worker is not ready, or None."""
+        if self._draining:
+            return "it is draining"
+        if time.monotonic() - self._beaten_s > SILENCE_BEATS * self._settings.heartbeat_ms / 1e3:
+            return "its heartbeats do not reach Redis"
+        return None
 
     async def _synchronise(self) -> None:
         await asyncio.sleep(REFRESH_S)

@@ -18,6 +18,7 @@ class Upper:
     """An engine that answers in capitals, and fails for the subnet ``broken``."""
 
     executor: str = "torch"
+    actuation_s: float | None = None
     profile: Any = field(default_factory=lambda: read_profile(PROFILES / "rtx2080ti-reconstructed.json"))
     calls: list[tuple[str, list[bytes], list[int]]] = field(default_factory=list)
 
@@ -26,6 +27,7 @@ class Upper:
 
     def execute(self, subnet: str, payloads: Sequence[bytes | memoryview], rows: Sequence[int]) -> list[bytes]:
         self.calls.append((subnet, [bytes(payload) for payload in payloads], list(rows)))
+        self.actuation_s = 0.25 if subnet == "other" else None
         if subnet == "broken":
             raise RuntimeError("out of memory")
         if subnet == "forgetful":
@@ -115,3 +117,9 @@ def test_close_finishes_what_was_submitted(bench: Bench) -> None:
         bench.submit("fine", b"x%d" % number)
     bench.executor.close()
     assert [bench.delivered.get_nowait().results for _ in range(5)] == [[b"X%d" % n] for n in range(5)]
+
+
+def test_change_of_subnet_is_told_with_its_batch(bench: Bench) -> None:
+    """What the engine says its change of subnet took goes with the batch; None where it changed nothing or failed."""
+    took = [bench.run(subnet, b"a").actuation_s for subnet in ("other", "fine", "broken")]
+    assert took == [0.25, None, None]
