@@ -94,6 +94,7 @@ RUN command -v haproxy > /dev/null \
 COPY deploy/compose/haproxy.cfg /etc/superserve/haproxy.cfg
 USER 10001:10001
 EXPOSE 8000
+STOPSIGNAL SIGUSR1
 ENTRYPOINT ["haproxy", "-W", "-db", "-f", "/etc/superserve/haproxy.cfg"]
 
 FROM ${REDIS_IMAGE} AS redis
