@@ -197,8 +197,10 @@ class Stack:
             time.sleep(POLL_S)
 
     def down(self) -> None:
-        """Remove containers, networks, volumes and images."""
-        self.run("--profile", "tools", "down", "--volumes", "--rmi", "all", timeout_s=UP_S)
+        """Remove containers, networks, volumes and images; `down --rmi` leaves the image of a one-off container."""
+        self.run("--profile", "tools", "down", "--volumes", timeout_s=UP_S)
+        images = self.run("--profile", "tools", "config", "--images").split()
+        succeeds(("docker", "image", "rm", *images), UP_S)
 
     def logs(self) -> str:
         """Return the end of each service's log."""

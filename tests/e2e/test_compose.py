@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from common.settings import GatewaySettings, SchedulerSettings, ServiceSettings, WorkerSettings
+
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -129,10 +131,13 @@ def test_every_variable_is_documented() -> None:
 
 def test_settings_exist() -> None:
     """Each SUPERSERVE_ variable that a service gets is one of its settings."""
-    from common.settings import GatewaySettings, SchedulerSettings, WorkerSettings
-
-    kinds = {"gateway": GatewaySettings, "scheduler": SchedulerSettings, "worker": WorkerSettings}
-    for name, kind in [*kinds.items(), ("worker-gpu", WorkerSettings)]:
+    kinds: dict[str, type[ServiceSettings]] = {
+        "gateway": GatewaySettings,
+        "scheduler": SchedulerSettings,
+        "worker": WorkerSettings,
+        "worker-gpu": WorkerSettings,
+    }
+    for name, kind in kinds.items():
         given = {key.removeprefix("SUPERSERVE_").lower() for key in SERVICES[name]["environment"] if "REDIS" not in key}
         assert given <= kind.model_fields.keys()
 
