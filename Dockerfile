@@ -29,6 +29,12 @@ RUN --mount=type=bind,from=wanted,target=/wanted \
     && /opt/venv/bin/pip --python /opt/core/bin/python install \
         --find-links /wanted --constraint /wanted/constraints.txt --requirement /tmp/requirements.txt
 
+FROM core AS grpc
+RUN --mount=type=bind,from=wanted,target=/wanted \
+    python3 /wanted/requirements.py /wanted/pyproject.toml grpc > /tmp/requirements.txt \
+    && /opt/venv/bin/pip --python /opt/core/bin/python install \
+        --find-links /wanted --constraint /wanted/constraints.txt --requirement /tmp/requirements.txt
+
 FROM core AS plot
 RUN --mount=type=bind,from=wanted,target=/wanted \
     python3 /wanted/requirements.py /wanted/pyproject.toml plot > /tmp/requirements.txt \
@@ -59,9 +65,9 @@ WORKDIR /tmp
 USER 10001:10001
 
 FROM runtime AS gateway
-COPY --from=core /opt/core /opt/core
+COPY --from=grpc /opt/core /opt/core
 COPY --from=code /opt/superserve /opt/superserve
-EXPOSE 8000 9100
+EXPOSE 8000 8001 9100
 ENTRYPOINT ["python", "-m", "services.cli", "gateway"]
 
 FROM runtime AS scheduler

@@ -9,6 +9,7 @@ period, ends it at once. Exit codes: 0 drained, 1 a task failed or draining took
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -96,6 +97,7 @@ async def _run(service: Service, grace_s: float) -> int:
         await asyncio.wait((starting, stopping, tasks.failed), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            _freeze()
             await asyncio.wait((stopping, tasks.failed), return_when=asyncio.FIRST_COMPLETED)
         else:
             starting.cancel()
@@ -115,6 +117,15 @@ async def _run(service: Service, grace_s: float) -> int:
         stopping.cancel()
         await tasks.cancel()
     return code
+
+
+def _freeze() -> None:
+    """Have the garbage collector pass over what is there after start: modules above all, some 70,000 objects.
+
+    A full collection, which comes every few thousand queries, stopped the process for 25 to 35 ms of CPU: an SLO.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def keep_trying(step: Callable[[], Awaitable[None]], errors: type[Exception], what: str) -> None:

@@ -69,6 +69,7 @@ class GatewaySettings(ServiceSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one, which is printed")
+    grpc_port: int = Field(0, ge=0, le=65535, description="port for the same protocol over gRPC; 0: none")
     reuse_port: bool = Field(False, description="share the port with other gateways of this machine (SO_REUSEPORT)")
     name: Name | None = Field(None, description="name of this gateway; by default made from host and process")
     default_slo_ms: float = Field(100.0, gt=0, le=600_000, description="SLO of a query that states none")
@@ -160,6 +161,7 @@ class UpSettings(ServiceSettings):
     host: str = Field("127.0.0.1", description="address the gateway listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on; 0: any free one")
     late: Literal["drop", "serve"] = Field("drop", description="what becomes of queries that are too late")
+    event_log: str | None = Field(None, description="append every event of the scheduler to this file")
     start_timeout_s: float = Field(120.0, gt=0, description="how long the mesh may take to become ready")
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="metrics port of the scheduler; workers, then gateways take those after it"

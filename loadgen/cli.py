@@ -13,6 +13,7 @@ from rich.console import Console
 from common.sched import policies
 from loadgen import spec
 from loadgen.errors import InputError, LoadgenError
+from loadgen.evaluation.agreement import SCALE
 from loadgen.evaluation.evaluate import SYNTHETIC_DAY, EvaluateOptions, evaluate
 from loadgen.plot import plot, plot_trace, require_matplotlib
 from loadgen.profiles import load_profile
@@ -55,6 +56,7 @@ examples:
   loadgen evaluate --out out/evaluation
   loadgen evaluate --out out/evaluation --maf minutes:maf.csv,column=all_rows
   loadgen evaluate --out out/quick --quick
+  loadgen evaluate --out out/live --live
 """
 
 
@@ -152,9 +154,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     require_matplotlib()
-    options = EvaluateOptions(out=arguments.out, maf=arguments.maf, quick=arguments.quick)
+    options = EvaluateOptions(
+        out=arguments.out, maf=arguments.maf, quick=arguments.quick, live=arguments.live, scale=arguments.scale
+    )
     with counter(Console(stderr=True)) as count:
-        evaluate(options, count("evaluate"))
+        evaluate(options, count("evaluate"), *([count("live")] if options.live else []))
     print(f"written: {arguments.out / 'report.md'}, summary.json and the plots beside it")
     return 0
 
@@ -248,6 +252,15 @@ def _parser() -> argparse.ArgumentParser:
         help="the day of requests, as minutes:FILE; default: a synthetic one that is shipped (%(default)s)",
     )  # fmt: skip
     evaluation.add_argument("--quick", action="store_true", help="short traces: a look in under a minute")
+    evaluation.add_argument(
+        "--live", action="store_true",
+        help="hold the simulator against a real mesh of emulated workers as well, which it starts: minutes more, on a "
+        "machine with nothing else to do",
+    )  # fmt: skip
+    evaluation.add_argument(
+        "--scale", type=float, default=SCALE, metavar="K",
+        help="with --live: latencies and SLOs times K, rates by K, so that the machine carries it (%(default)g)",
+    )  # fmt: skip
 
     trace = _command(commands, "trace", "Show what a trace is like before anything is sent.", _SPECS)
     trace.set_defaults(run=_trace)

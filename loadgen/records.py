@@ -44,6 +44,7 @@ class Records:
     workers: Sequence[str] = ()
     policies: Sequence[str] = ()
     executors: Sequence[str] = ()
+    ids: Sequence[str] = ()  # the server's own of each query, "" for one not told
     errors: Mapping[int, str] = field(default_factory=dict)  # query: reason
 
 
@@ -73,6 +74,7 @@ class Recorder:
         self._correct_rows = _unknown(count)
         self._subnet = array("i", bytes(4 * count))
         self._worker = array("i", bytes(4 * count))
+        self._ids = [""] * count
         # Code 0 is a name not told.
         self._subnets: dict[str, int] = {"": 0}
         self._workers: dict[str, int] = {"": 0}
@@ -128,6 +130,7 @@ class Recorder:
             workers=[str(name) for name in self._workers],
             policies=[str(name) for name in self._policies],
             executors=[str(name) for name in self._executors],
+            ids=self._ids,
             errors=self.errors,
         )
 
@@ -166,6 +169,8 @@ class Recorder:
                 self._policies.setdefault(value, len(self._policies))
             elif key == "executor":
                 self._executors.setdefault(value, len(self._executors))
+            elif key == "query_id":
+                self._ids[query] = str(value)
 
     def _in_time(self, query: int) -> bool:
         return self._done_s[query] - self.intended_s[query] <= self._slo_s[self._tenant[query]]

@@ -14,7 +14,7 @@ from loadgen.errors import InputError
 from loadgen.oip import Endpoint, check_model_name
 from loadgen.payloads import make_payloads
 from loadgen.probe import probe
-from loadgen.records import Recorder
+from loadgen.records import Recorder, Records
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.sender import Progress, Sender
 from loadgen.traces import largest_within
@@ -49,7 +49,12 @@ class ReplayOptions:
 
 
 async def replay(options: ReplayOptions, progress: Callable[[Progress], None] | None = None) -> Report:
-    """Replay a trace against a server; returns when each query has ended, within duration + timeout.
+    """Replay a trace against a server; returns when each query has ended, within duration + timeout. See `record`."""
+    return make_report(*await record(options, progress))
+
+
+async def record(options: ReplayOptions, progress: Callable[[Progress], None] | None = None) -> tuple[Records, RunInfo]:
+    """Replay a trace, and return what became of each query, and what was asked for.
 
     `progress` is called about ten times a second. Before anything is sent InputError or a ServerError may be raised;
     afterwards nothing is: what goes wrong is counted in the report.
@@ -90,7 +95,7 @@ async def replay(options: ReplayOptions, progress: Callable[[Progress], None] | 
         started_at=started_at,
         sender_cpu_us=cpu_s * 1e6 / len(workload.intended_s),
     )
-    return make_report(recorder.finish(), info)
+    return recorder.finish(), info
 
 
 def _most_open(workload: Workload) -> int:

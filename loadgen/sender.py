@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import ssl
@@ -76,9 +77,12 @@ class Sender:
         """Send every query and wait until each has ended. `warm` connections are opened before the clock starts."""
         try:
             await self._open(min(warm, self._max_connections))
+            gc.collect()
+            gc.freeze()  # what is there now would be passed over again and again: pauses of tens of milliseconds
             self._start = monotonic()
             await self._pace(progress or (lambda _: None))
         finally:
+            gc.unfreeze()
             await self._close()
 
     async def _pace(self, progress: Callable[[Progress], None]) -> None:

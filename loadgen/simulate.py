@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import count, repeat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.sched.core import NEVER, Scheduler
 from common.sched.eventlog import EventLog
@@ -42,8 +43,43 @@ from loadgen.workload import Workload
 
 MEDIAN, P95, P99 = 0.6745, 1.9600, 2.5758  # of |N(0, 1)|
 SIMULATED = "simulated"  # the executor that a simulated answer names
+_NEAR = 3  # measured delays before and behind a moment, of which one is drawn
 _CHUNK = 8192  # queries made at a time
 _TICK = Tick()
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """What something took, as measured, and when: `us[i]` at `at_us[i]` after the start, ascending, at least one."""
+
+    at_us: tuple[int, ...]
+    us: tuple[int, ...]
+
+    def near(self, at_us: int, random: random.Random) -> int:
+        """Draw one of the few measured around that moment."""
+        place = bisect_right(self.at_us, at_us)
+        return self.us[random.randrange(max(0, place - _NEAR), min(len(self.us), place + _NEAR))]
+
+    def last(self, at_us: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The one measured last at each of these moments, before all the first."""
+        places = np.searchsorted(np.array(self.at_us), at_us, side="right") - 1
+        return np.array(self.us)[np.maximum(places, 0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a mesh was measured to cost beside its profile, over a run.
+
+    The way of a query from its stamp to the core, a dispatch's to its worker, what a batch takes longer, a report's way
+    to the core, and a reply's to the client, with what the query needed to be stamped; and how late the core is woken.
+    """
+
+    ingress: Delays
+    dispatches: Delays
+    overheads: Delays
+    reports: Delays
+    replies: Delays
+    wakes: Delays
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +89,7 @@ class Conditions:
     A batch takes median x (1 + |N(0, jitter)|), doubled with probability `tail`, plus `overhead_us`, plus
     `actuation_us` if its worker ran another subnet before. `hop_us` is the way of one message: a dispatch to its
     worker, a report or a reply back. `deaths` and `joins` are (time, worker): a worker that joins is not there before.
-    From a time on, a worker in `slow` takes so many times as long: (time, worker, factor).
+    From a time on, a worker in `slow` takes so many times as long: (time, worker, factor). `costs` come on top.
     """
 
     jitter: float = 0.0
@@ -64,6 +100,7 @@ class Conditions:
     deaths: tuple[tuple[int, str], ...] = ()
     joins: tuple[tuple[int, str], ...] = ()
     slow: tuple[tuple[int, str, float], ...] = ()
+    costs: Costs | None = None
     seed: int = 0
 
     def measured(self, profile: Profile, upper: float = P95) -> Profile:
@@ -132,7 +169,7 @@ class Simulation:
         """Play a workload until every query has its outcome. A rejected query is an error with its reason."""
         scheduler, heap = self.scheduler, self._heap
         alike = len({tenant.slo_ms for tenant in workload.tenants}) == 1
-        for queries, times_us in _chunks(workload):
+        for queries, times_us in _chunks(workload, self._conditions.costs):
             at, end = 0, len(queries)
             while at < end:
                 arrival_us = times_us[at]
@@ -177,10 +214,12 @@ class Simulation:
         """Tell the core of an event, and do as it says."""
         if self._log is not None:
             self._log.append(event, now_us)
-        self._wake_us = NEVER
+        self._wake_us, costs = NEVER, self._conditions.costs
         for command in self.scheduler.handle(event, now_us):
             if isinstance(command, WakeAt):
                 self._wake_us = command.at_us
+                if costs is not None:
+                    self._wake_us += costs.wakes.near(now_us, self._random)
             elif isinstance(command, Dispatch):
                 self._start(command.batch, now_us)
             else:
@@ -191,19 +230,26 @@ class Simulation:
         factor = 1.0 + abs(self._random.gauss(0.0, world.jitter)) if world.jitter else 1.0
         if world.tail and self._random.random() < world.tail:
             factor *= 2.0
-        started_us = max(now_us + world.hop_us, self._free_us[worker])
+        dispatch_us = report_us = reply_us = world.hop_us
+        overhead_us = world.overhead_us
+        if world.costs:
+            dispatch_us += world.costs.dispatches.near(now_us, self._random)
+            overhead_us += world.costs.overheads.near(now_us, self._random)
+        started_us = max(now_us + dispatch_us, self._free_us[worker])
         for since_us, name, slower in world.slow:
             if name == worker and started_us >= since_us:
                 factor *= slower
         median_us = self._profiles[worker].latency_us(batch.subnet, batch.rows)
-        finished_us = started_us + round(median_us * factor) + world.overhead_us
+        finished_us = started_us + round(median_us * factor) + overhead_us
         if world.actuation_us and self._loaded.get(worker) != batch.subnet:
             self._loaded[worker] = batch.subnet
             finished_us += world.actuation_us
         self._free_us[worker] = finished_us
-        replied_us = finished_us + world.hop_us
-        self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, replied_us)
-        self._at(replied_us, BatchDone(worker, batch.id, started_us, finished_us))
+        if world.costs:
+            report_us += world.costs.reports.near(finished_us, self._random)
+            reply_us += world.costs.replies.near(finished_us, self._random)
+        self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, finished_us + reply_us)
+        self._at(finished_us + report_us, BatchDone(worker, batch.id, started_us, finished_us))
 
     def _at(self, time_us: int, event: Event) -> None:
         heapq.heappush(self._heap, (time_us, next(self._count), event))
@@ -269,9 +315,14 @@ def simulate(
     return Simulation(scheduler, alike, conditions, announced, log).run(workload, progress)
 
 
-def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
-    """The queries of a workload with their arrival times, some thousands at a time; a query's id is its position."""
-    arrivals_us = workload.arrival_us
+def _chunks(workload: Workload, costs: Costs | None) -> Iterator[tuple[tuple[Query, ...], list[int]]]:
+    """The queries of a workload, some thousands at a time, and when the core hears of each.
+
+    A query's id is its position.
+    """
+    arrivals_us = heard_us = workload.arrival_us
+    if costs is not None:  # in the order in which they were sent
+        heard_us = np.maximum.accumulate(arrivals_us + costs.ingress.last(arrivals_us))
     slo_us = np.array([round(tenant.slo_ms * 1e3) for tenant in workload.tenants], np.int64)
     kinds = [(tenant.rows, tenant.min_accuracy, tenant.priority) for tenant in workload.tenants]
     for first in range(0, len(arrivals_us), _CHUNK):
@@ -282,4 +333,5 @@ def _chunks(workload: Workload) -> Iterator[tuple[tuple[Query, ...], list[int]]]
             rest: list[Iterable[float]] = [repeat(value) for value in kinds[0]]
         else:
             rest = list(zip(*(kinds[code] for code in tenants.tolist()), strict=True))
-        yield tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest)), times_us
+        queries = tuple(map(Query, range(first, first + len(times_us)), times_us, deadlines_us, *rest))
+        yield queries, heard_us[first : first + _CHUNK].tolist()

@@ -128,9 +128,9 @@ def print_decisions(spec: str, profile: Profile, workers: int, queued: int, batc
         running.sort(key=lambda batch: scheduler.workers[batch.worker].free_us)
         batch = running.pop(0)
         worker = scheduler.workers[batch.worker]
-        started_us = now_us
         now_us = max(now_us, worker.free_us if len(worker.batches) == 1 else now_us)
-        done = BatchDone(batch.worker, batch.id, started_us, max(now_us, started_us + 1))
+        started_us = now_us - worker.batches[batch.id].expected_us  # it took what was predicted
+        done = BatchDone(batch.worker, batch.id, started_us, now_us)
         start = time.thread_time()
         commands = scheduler.handle(done, now_us)
         spent = time.thread_time() - start

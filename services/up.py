@@ -74,7 +74,9 @@ class Up:
             self._stack.close()
 
     def _scheduler_flags(self) -> list[str]:
-        return ["--model", self._model, "--policy", self._settings.policy, "--late", self._settings.late]
+        settings = self._settings
+        flags = ["--model", self._model, "--policy", settings.policy, "--late", settings.late]
+        return [*flags, "--event-log", settings.event_log] if settings.event_log is not None else flags
 
     def _worker_flags(self) -> list[str]:
         flags = ["--model", self._settings.model, "--executor", self._settings.executor]

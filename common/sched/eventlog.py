@@ -55,23 +55,28 @@ def replay(lines: Iterable[str]) -> Iterator[tuple[int, Event, list[Command]]]:
     Raises EventLogError for a line that is not of the format.
     """
     numbered = enumerate(lines, start=1)
-    scheduler: Scheduler | None = None
+    header = next(numbered, None)
+    if header is None:
+        return
+    scheduler = fresh_scheduler(header[1])
     for number, line in numbered:
         try:
             data = json.loads(line)
-            if scheduler is None:
-                scheduler = _scheduler(data)
-                continue
             now_us, event = int(data["now_us"]), _from_dict(data)
         except (ValueError, KeyError, TypeError) as error:
             raise EventLogError(f"line {number}: {type(error).__name__}: {error}") from error
         yield now_us, event, scheduler.handle(event, now_us)
 
 
-def _scheduler(header: dict[str, Any]) -> Scheduler:
-    if header.get("format") != FORMAT:
-        raise EventLogError(f"format: expected {FORMAT}, got {header.get('format')!r}")
-    return Scheduler(parse_policy(header["policy"]), SchedulerOptions(**header["options"]))
+def fresh_scheduler(header: str) -> Scheduler:
+    """Return a scheduler of the policy and the options that a log's first line names. Raises as `replay` does."""
+    try:
+        data = json.loads(header)
+        if data.get("format") != FORMAT:
+            raise EventLogError(f"format: expected {FORMAT}, got {data.get('format')!r}")
+        return Scheduler(parse_policy(data["policy"]), SchedulerOptions(**data["options"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise EventLogError(f"line 1: {type(error).__name__}: {error}") from error
 
 
 def _line(data: dict[str, Any]) -> str:

@@ -50,33 +50,32 @@ class EdfQueue:
         items = self._items
         return ((items[i].deadline_us, items[i].rows) for i in range(self._front, len(items)))
 
-    def batches(self, skipped: int, size: int, most: int) -> list[tuple[int, int]]:
+    def batches(self, skipped: int, size: int, most: int) -> tuple[list[int], int]:
         """Cut what is behind the first `skipped` rows into up to `most` batches of up to `size` rows, in EDF order.
 
-        Returns the earliest deadline and the rows of each. The head is skipped in any case, and no query is split; one
-        larger than `size` is a batch by itself.
+        Returns the earliest deadline of each, and the rows of the largest. The head is skipped in any case, and no
+        query is split; one larger than `size` is a batch by itself and counts as `size` rows.
         """
         items, i = self._items, self._front
         if self.rows == len(items) - i:  # one row each, as nearly always: no need to look at every one
-            starts = range(i + max(skipped, 1), len(items), size)[:most]
-            found = [(items[start].deadline_us, size) for start in starts]
-            if found:
-                found[-1] = (found[-1][0], min(size, len(items) - starts[-1]))
-            return found
+            i += max(skipped, 1)
+            return [query.deadline_us for query in items[i : i + size * most : size]], min(size, max(0, len(items) - i))
         skipped -= items[i].rows
         i += 1
         while i < len(items) and skipped >= items[i].rows:
             skipped -= items[i].rows
             i += 1
-        found = []
+        found: list[int] = []
+        largest = 0
         while i < len(items) and len(found) < most:
             deadline_us, rows = items[i].deadline_us, items[i].rows
             i += 1
             while i < len(items) and rows + items[i].rows <= size:
                 rows += items[i].rows
                 i += 1
-            found.append((deadline_us, rows))
-        return found
+            found.append(deadline_us)
+            largest = max(largest, min(rows, size))
+        return found, largest
 
     def push(self, queries: Iterable[Query]) -> None:
         """Add queries, whose ids must not be in the queue."""

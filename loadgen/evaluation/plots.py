@@ -24,6 +24,34 @@ def draw_all(results: Results, experiments: Sequence[Experiment], summary: Mappi
     by_key = {experiment.key: experiment for experiment in experiments}
     with plot_style():
         _dynamics(results, by_key["bursty"], by_key["time_varying"], folder / "dynamics.png")
+    if "agreement" in summary:
+        with plot_style():
+            draw_agreement(summary["agreement"], folder / "agreement.png")
+
+
+def draw_agreement(found: Mapping[str, Any], path: Path) -> None:
+    """The share of each subnet, live beside simulated, a run each: a row per trace, a column per policy."""
+    runs = found["runs"].values()
+    traces, policies = (list(dict.fromkeys(run[key] for run in runs)) for key in ("trace", "policy"))
+    subnets = sorted({name for run in runs for kind in ("live", "simulated") for name in run[kind]["subnets"]})
+    figure = new_figure(12.5, 1.4 + 2.1 * len(traces), top=1.25)
+    grid = figure.subplots(
+        len(traces), len(policies), sharex=True, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.3, "wspace": 0.06}
+    )
+    for run in runs:
+        axes = grid[traces.index(run["trace"])][policies.index(run["policy"])]
+        axes.set_title(f"{run['trace']}, {run['policy']}")
+        for place, kind in enumerate(("live", "simulated")):
+            at = [i + (place - 0.5) * 0.4 for i in range(len(subnets))]
+            shares = [100 * run[kind]["subnets"].get(name, 0.0) for name in subnets]
+            axes.bar(at, shares, 0.37, color=COLOURS[place], label=kind)
+        axes.set_xticks(range(len(subnets)), subnets)
+    for axes in grid[-1]:
+        axes.set_xlabel("subnet, by its accuracy")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("answers, %")
+    _legend_above(figure, grid[0][0])
+    save_figure(figure, path, "Live and simulated")
 
 
 def _scatter(axes: Axes, results: Results, cell: Cell, *, names: bool) -> None:

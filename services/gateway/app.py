@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from common.runtime import Tasks
     from common.settings import GatewaySettings
     from services.gateway.http import Request
+    from services.gateway.rpc import RpcServer
 
 POLL_S = 0.2
 SWEEP_S = 0.025
@@ -49,9 +50,11 @@ class Gateway:
         self._mesh = Mesh(settings, self._streams, clock.Clock(), self._pending)
         self._links: dict[str, ModelLink] = {}
         self._metrics = Metrics(self._pending.__len__)
-        self._routes = Routes(self._links, self._metrics, importlib.metadata.version("superserve-mesh"))
+        version = importlib.metadata.version("superserve-mesh")
+        self._routes = Routes(self._links, self._metrics, version, settings.max_slo_ms)
         self._server = Server(self._handle, settings.max_body_bytes)
         self._inference = Inference(settings, self._server, self._metrics)
+        self._rpc: RpcServer | None = None
         self._infer_paths: dict[str, ModelLink] = {}  # the usual spellings, found without parsing the path
         self._tasks: Tasks | None = None
         self.monitor: Monitor | None = None  # if a port is asked for beside the main one
@@ -72,12 +75,15 @@ class Gateway:
             self.port = await self._server.listen(settings.host, settings.port, reuse_port=settings.reuse_port)
         except OSError as error:
             raise ConfigError(f"cannot listen on --host {settings.host} --port {settings.port}: {error}") from error
+        if settings.grpc_port:
+            self._rpc = _rpc_server()(settings, self._routes, self._inference)
+            await self._rpc.listen()
         tasks.spawn(keep_trying(self._poll_after_a_while, StreamsError, "model statuses"), "statuses")
         tasks.spawn(keep_trying(self._snapshot, StreamsError, "metrics"), "metrics")
         tasks.spawn(keep_trying(self._sweep, StreamsError, "removal of payloads"), "overdue queries")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{self.port}"
-        _log.info("listening", url=url, gateway=self.name, models=sorted(self._links))
+        _log.info("listening", url=url, grpc_port=settings.grpc_port, gateway=self.name, models=sorted(self._links))
         if self._announce is not None:
             self._announce(url)
 
@@ -86,6 +92,8 @@ class Gateway:
         self._mesh.draining = True
         self._server.drain()
         await self._pending.until_empty()
+        if self._rpc is not None:
+            await self._rpc.close()
         await self._server.close()
         if self._tasks is not None:
             await self._tasks.cancel()
@@ -163,3 +171,12 @@ class Gateway:
         if self._pending.spent:
             names, self._pending.spent = self._pending.spent, []
             await self._streams.delete(*names)
+
+
+def _rpc_server() -> type[RpcServer]:
+    """Return the gRPC server, which only a gateway that is asked for it loads; ConfigError without its packages."""
+    try:
+        from services.gateway.rpc import RpcServer
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--grpc-port: {error.msg}; install the extra: superserve-mesh[grpc]") from error
+    return RpcServer

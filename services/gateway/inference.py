@@ -12,17 +12,19 @@ from services.gateway import images
 from services.gateway.bodies import IDENTITY, deflate, inflate
 from services.gateway.options import parse_query
 from services.gateway.protocol import Plan, row_plan, split
-from services.gateway.replies import encode
+from services.gateway.replies import describe, encode
 from services.gateway.server import fail
 from services.gateway.tensors import text_row
 
 if TYPE_CHECKING:
     from common.settings import GatewaySettings
     from services.gateway.http import Request
-    from services.gateway.link import ModelLink
+    from services.gateway.link import Done, ModelLink
     from services.gateway.metrics import Metrics
     from services.gateway.model import Model, Tensor
+    from services.gateway.options import Options
     from services.gateway.pending import Query, Result
+    from services.gateway.replies import Reply
     from services.gateway.server import Server
 
     Outcome = Result | SuperServeError
@@ -34,7 +36,7 @@ JSON_TYPES = ("", "application/json", "application/octet-stream", "application/x
 
 
 class Inference:
-    """Answers ``POST /v2/models/{model}/infer``."""
+    """Answers ``POST /v2/models/{model}/infer``, and what asks for the same in another way."""
 
     def __init__(self, settings: GatewaySettings, server: Server, metrics: Metrics) -> None:
         self._settings = settings
@@ -52,6 +54,36 @@ class Inference:
                 self._start(request, link, model, request.body, kind)
         except Exception as error:  # whatever it is, it is counted and answered
             self._refuse(request, link.name, error)
+
+    async def ask(self, link: ModelLink, header: bytes, raw: bytes) -> Reply:
+        """Return the reply to a JSON part and a raw part that came by another way than HTTP; SuperServeError if none.
+
+        Cancelled, it withdraws the query.
+        """
+        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def done(_: Query, outcome: Outcome) -> None:
+            if not answered.done():
+                answered.set_result(outcome)
+
+        try:
+            model = link.admit()
+            assert link.planner is not None
+            plan = link.planner.plan(header)
+            query = self._send(link, plan.rows, plan.options, plan.tensors(raw), done)
+            try:
+                outcome = await answered
+            except asyncio.CancelledError:
+                self._left(link, query)
+                raise
+            if isinstance(outcome, SuperServeError):
+                raise outcome
+            reply = describe(model, plan, query, outcome)
+            self._metrics.of(link.name).answered(query, outcome)
+        except Exception as error:
+            self._count(link.name, error)
+            raise
+        return reply
 
     async def _start_slowly(self, request: Request, link: ModelLink, kind: str) -> None:
         """Decode in a thread what takes long; both zlib and Pillow let the loop go on meanwhile."""
@@ -85,10 +117,13 @@ class Inference:
         options = plan.options
         if request.query:
             options = options.or_else(parse_query(request.query, model))
-        slo_ms = options.deadline_ms(self._settings.default_slo_ms, self._settings.max_slo_ms)
         done = partial(self._finish, request, model, plan, name_label)
-        query = link.submit(tensors, plan.rows, slo_ms, options.min_accuracy or 0.0, options.priority or 0, done)
+        query = self._send(link, plan.rows, options, tensors, done)
         request.on_left = partial(self._left, link, query)
+
+    def _send(self, link: ModelLink, rows: int, options: Options, tensors: bytes, done: Done) -> Query:
+        slo_ms = options.deadline_ms(self._settings.default_slo_ms, self._settings.max_slo_ms)
+        return link.submit(tensors, rows, slo_ms, options.min_accuracy or 0.0, options.priority or 0, done)
 
     def _finish(
         self, request: Request, model: Model, plan: Plan, name_label: bool, query: Query, outcome: Outcome
@@ -105,8 +140,11 @@ class Inference:
             self._refuse(request, model.name, error)
 
     def _refuse(self, request: Request, model: str, error: Exception) -> None:
-        self._metrics.of(model).refused(error.status if isinstance(error, SuperServeError) else 500)
+        self._count(model, error)
         fail(request, error)
+
+    def _count(self, model: str, error: Exception) -> None:
+        self._metrics.of(model).refused(error.status if isinstance(error, SuperServeError) else 500)
 
     def _left(self, link: ModelLink, query: Query) -> None:
         link.withdraw(query)

@@ -11,7 +11,7 @@ from common.errors import BadRequest
 if TYPE_CHECKING:
     from services.gateway.model import Model
 
-MAX_PRIORITY = 2**31 - 1
+MAX_INTEGER = (2**31 - 1) * 1_000  # of priority and timeout
 
 
 class Options(NamedTuple):
@@ -90,6 +90,6 @@ def _integer(parameters: dict[str, Any], key: str, what: str) -> int | None:
     value = parameters.get(key)
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value <= MAX_PRIORITY * 1_000:
+    if type(value) is not int or not 0 <= value <= MAX_INTEGER:
         raise BadRequest(f"parameter {key}: expected {what}, an integer of at least 0, got {value!r:.40}")
     return value

@@ -16,9 +16,21 @@ if TYPE_CHECKING:
     from services.gateway.pending import Query, Result
     from services.gateway.protocol import Plan
 
+Reply = tuple[dict[str, Any], list[bytes]]  # JSON part and raw parts
+
 
 def encode(model: Model, plan: Plan, query: Query, result: Result, *, name_label: bool = False) -> Response:
-    """Return the response; SuperServeError if the worker's bytes are not the model's outputs.
+    """Return the HTTP response; otherwise as ``describe``."""
+    document, raw = describe(model, plan, query, result, name_label=name_label)
+    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not raw:
+        return Response(200, header, JSON)
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    return Response(200, b"".join((header, *raw)), headers)
+
+
+def describe(model: Model, plan: Plan, query: Query, result: Result, *, name_label: bool = False) -> Reply:
+    """Return JSON part and raw parts of a reply; SuperServeError if the worker's bytes are not the model's outputs.
 
     ``name_label``: a person asked; tell the class by name as well.
     """
@@ -35,11 +47,7 @@ def encode(model: Model, plan: Plan, query: Query, result: Result, *, name_label
         document["id"] = plan.id
     document["parameters"] = parameters
     document["outputs"] = outputs
-    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    if not raw:
-        return Response(200, header, JSON)
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
-    return Response(200, b"".join((header, *raw)), headers)
+    return document, raw
 
 
 def account(query: Query, result: Result) -> dict[str, Any]:

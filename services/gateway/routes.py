@@ -9,6 +9,7 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from common.errors import NotFound, Unavailable
+from services.gateway import openapi
 from services.gateway.http import JSON, MethodNotAllowed, Request, Response
 from services.gateway.model import VERSION
 
@@ -34,10 +35,11 @@ class Target(NamedTuple):
 class Routes:
     """Answers GET requests; ``links``: the models known by name. ``version``: the distribution's."""
 
-    def __init__(self, links: Mapping[str, ModelLink], metrics: Metrics, version: str) -> None:
+    def __init__(self, links: Mapping[str, ModelLink], metrics: Metrics, version: str, max_slo_ms: float) -> None:
         self._links = links
         self._metrics = metrics
         self._version = version
+        described = _json(openapi.document(version, max_slo_ms))
         self._fixed: dict[str, tuple[str, Callable[[], Response]]] = {
             "/v2": ("GET", self._server),
             "/v2/health/live": ("GET", lambda: _json({"live": True})),
@@ -45,6 +47,7 @@ class Routes:
             "/v2/models": ("GET", lambda: _json({"models": self._index()})),
             "/v2/models/stats": ("GET", lambda: _json({"model_stats": [self._stats(name) for name in self._links]})),
             "/v2/repository/index": ("POST", lambda: _json(self._index())),
+            "/openapi.json": ("GET", lambda: described),
             "/metrics": ("GET", lambda: Response(200, self._metrics.exposition(), _METRICS_TYPE)),
         }
         self._of_model: dict[str, Callable[[ModelLink], Response]] = {
@@ -75,15 +78,21 @@ class Routes:
         if root != "v2" or len(parts) < 2 or parts[0] != "models":
             raise NotFound(f"no route {path[:200]!r}; see /v2")
         name, parts = parts[1], parts[2:]
+        version = VERSION
+        if parts[:1] == ["versions"] and len(parts) > 1:
+            version, parts = parts[1], parts[2:]
+        link = self.model(name, version)
+        return Target(link, "/".join(parts))
+
+    def model(self, name: str, version: str) -> ModelLink:
+        """Return a model by its name; NotFound if there is none, or none of this version."""
         link = self._links.get(name)
         if link is None:
             known = ", ".join(sorted(self._links)) or "none"
             raise NotFound(f"no model {name[:200]!r}; known models: {known}")
-        if parts[:1] == ["versions"] and len(parts) > 1:
-            if parts[1] != VERSION:
-                raise NotFound(f"model {name!r} has no version {parts[1][:40]!r}, only {VERSION!r}")
-            parts = parts[2:]
-        return Target(link, "/".join(parts))
+        if version != VERSION:
+            raise NotFound(f"model {name!r} has no version {version[:40]!r}, only {VERSION!r}")
+        return link
 
     def inferring(self, request: Request) -> ModelLink | None:
         """Return the model that a request wants inference from, however its path is spelt; NotFound as ``answer``."""

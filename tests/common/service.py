@@ -1,6 +1,7 @@
 """A service that behaves as its argument says, for tests of ``run``: python -m tests.common.service MODE GRACE_S."""
 
 import asyncio
+import gc
 import sys
 
 from common import log
@@ -46,6 +47,8 @@ class Probe:
 
     async def shutdown(self) -> None:
         say("draining")
+        if self._mode == "frozen":
+            say(f"{gc.get_freeze_count() > 10_000}")
         if self._mode in ("slow", "clinging"):
             await asyncio.Event().wait()
         say("drained")

@@ -31,6 +31,12 @@ def test_signal_drains(number: signal.Signals) -> None:
         assert process.end(number) == (0, "draining\ndrained\n", "")
 
 
+def test_collector_passes_over_what_there_is_after_start() -> None:
+    """Modules are out of the garbage collector's sight: a full collection costs by what came after the start."""
+    with probe("frozen") as process:
+        assert process.end(signal.SIGTERM) == (0, "draining\nTrue\ndrained\n", "")
+
+
 def test_signal_during_startup_drains() -> None:
     """A service that hangs in ``startup``, waiting for what does not come, can be ended in the same way."""
     with probe("never up") as process:

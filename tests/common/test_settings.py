@@ -7,7 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import ConfigError
-from common.settings import GatewaySettings, SchedulerSettings, ServiceSettings, UpSettings, WorkerSettings, load
+from common.settings import (
+    GatewaySettings,
+    SchedulerSettings,
+    ServiceSettings,
+    UpSettings,
+    WorkerSettings,
+    child_environment,
+    load,
+)
 
 KINDS: list[type[ServiceSettings]] = [GatewaySettings, SchedulerSettings, WorkerSettings, UpSettings]
 
@@ -164,3 +172,10 @@ def test_password_is_not_shown(url: str, shown: str) -> None:
 def test_absent_redis_is_shown_as_absent() -> None:
     """`superserve up` without a URL logs that there is none."""
     assert load(UpSettings, [], "superserve up").shown()["redis"] is None
+
+
+def test_children_do_not_share_a_name_or_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What must differ between the processes of a mesh is not passed on to all of them; the rest is."""
+    for key in ("SUPERSERVE_NAME", "SUPERSERVE_METRICS_PORT", "SUPERSERVE_METRICS_HOST"):
+        monkeypatch.setenv(key, "7")
+    assert [key for key in child_environment() if key.startswith("SUPERSERVE_")] == ["SUPERSERVE_METRICS_HOST"]

@@ -13,7 +13,7 @@ import redis
 from common import embedded, keys
 from common import streams as streams_module
 from common.errors import ConfigError
-from common.streams import NoGroupError, Outgoing, Streams, StreamsError
+from common.streams import Depth, NoGroupError, Outgoing, Streams, StreamsError
 from tests.mesh.peer import until
 
 GROUP, CONSUMER = "readers", "reader"
@@ -50,6 +50,25 @@ async def test_read_covers_several_streams_and_counts(streams: Streams, stream: 
     found = await streams.read([stream, other], GROUP, CONSUMER, count=2, block_ms=BLOCK_MS)
     assert sorted(entry.stream for entry in found) == [stream, stream, other, other]
     assert len(await read(streams, stream, other)) == 2
+
+
+async def test_depths_tell_what_is_in_each_stream(streams: Streams, stream: str) -> None:
+    """Entries not acked, and of them those read; a missing stream is empty, one without its group has none read."""
+    other, missing = f"{stream}:other", f"{stream}:missing"
+    await streams.make_group(stream, GROUP)
+    await streams.append_all([Outgoing(stream, b"%d" % i) for i in range(4)])
+    await streams.append(other, b"unread")
+    found = await streams.read([stream], GROUP, CONSUMER, count=3, block_ms=BLOCK_MS)
+    await streams.ack(GROUP, [(stream, found[0].id)])
+    asked = [(stream, GROUP), (missing, GROUP), (other, GROUP)]
+    assert await streams.depths(asked) == [Depth(3, 2), Depth(0, 0), Depth(1, 0)]
+
+
+async def test_depth_of_what_is_no_stream_is_an_error(streams: Streams, stream: str) -> None:
+    """A key of another kind is refused by Redis, and not taken for an empty stream."""
+    await streams.put_payloads({stream: b"bytes"})
+    with pytest.raises(StreamsError, match="WRONGTYPE"):
+        await streams.depths([(stream, GROUP)])
 
 
 async def test_ack_deletes(streams: Streams, stream: str) -> None:

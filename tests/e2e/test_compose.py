@@ -112,6 +112,7 @@ def test_torch_is_in_the_worker_alone() -> None:
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL))
     copied = {name: set(re.findall(r"COPY --from=(\S+)", stages[name])) for name in BUILT}
     assert copied["worker"] == {"torch", "code"}
+    assert copied["gateway"] == {"grpc", "code"}
     for name in ("gateway", "scheduler", "loadgen"):
         assert "torch" not in copied[name]
     assert [name for name, text in stages.items() if "pyproject.toml worker" in text] == ["torch"]

@@ -1,5 +1,9 @@
 """Fixtures of the gateway's suite: a Redis per test, a mesh of one function, a gateway and a client."""
 
+import asyncio
+import contextlib
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -15,6 +19,9 @@ from common.runtime import Service, Tasks
 from common.settings import GatewaySettings, load
 from services.gateway import Gateway
 from tests.gateway.mesh import DESCRIPTION, MODEL, FakeMesh
+
+# Read when grpc is loaded: its handlers of fork() abort children that are started beside a live client of its own.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 Running = Callable[[Service], AbstractAsyncContextManager[Tasks]]
 
@@ -122,3 +129,29 @@ async def client(mesh: FakeMesh, connect: Callable[..., Any]) -> Client:
     del mesh
     made: Client = await connect()
     return made
+
+
+@contextlib.asynccontextmanager
+async def gateway_process(url: str, *flags: str) -> AsyncIterator[str]:
+    """``host:port`` of a gateway that is a process of its own, under uvloop; it must drain and end with 0."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.cli", "gateway", "--redis", url, "--port", "0", *flags),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        line = (await process.stdout.readline()).decode()
+    assert line.startswith("ready http://")
+    yield line.removeprefix("ready http://").strip()
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0
+
+
+@pytest.fixture
+async def address(url: str, mesh: FakeMesh) -> AsyncIterator[str]:
+    """``host:port`` of a gateway process with a mesh behind it."""
+    del mesh
+    async with gateway_process(url) as address:
+        yield address

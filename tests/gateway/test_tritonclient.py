@@ -1,9 +1,6 @@
-"""NVIDIA's client, unmodified, against ``superserve gateway`` as a process of its own, under uvloop."""
+"""NVIDIA's client, unmodified, against ``superserve gateway`` as a process of its own."""
 
 import asyncio
-import contextlib
-import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -12,28 +9,9 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tests.gateway.mesh import MODEL, FakeMesh
+from tests.gateway.mesh import MODEL
 
 PARAMETERS = {"slo_ms": 10_000}
-
-
-@pytest.fixture
-async def address(url: str, mesh: FakeMesh) -> AsyncIterator[str]:
-    """``host:port`` of the process; it must drain and end with 0."""
-    del mesh
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli", "gateway", "--redis", url, "--port", "0"),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    async with asyncio.timeout(20):
-        line = (await process.stdout.readline()).decode()
-    assert line.startswith("ready http://")
-    yield line.removeprefix("ready http://").strip()
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    async with asyncio.timeout(20):
-        assert await process.wait() == 0
 
 
 def image_input(module: Any, *, binary: bool) -> Any:
@@ -64,6 +42,7 @@ def use_sync_client(address: str) -> None:
                     [image_input(triton, binary=binary_in)],
                     outputs=outputs or None,
                     request_id="seven",
+                    model_version="1",
                     priority=1,
                     timeout=5_000_000,
                     parameters=PARAMETERS,
@@ -92,9 +71,26 @@ async def test_sync_client(address: str) -> None:
 
 
 async def test_aio_client(address: str) -> None:
-    """The asyncio client, which sends JSON bodies as application/octet-stream."""
+    """The asyncio client, which sends JSON bodies as application/octet-stream: versions, compression, errors."""
     async with triton_aio.InferenceServerClient(address) as client:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert await client.is_model_ready(MODEL, "1")
+        assert (await client.get_model_metadata(MODEL, "1"))["versions"] == ["1"]
+        assert (await client.get_model_config(MODEL, "1"))["max_batch_size"] == 16
         for binary in (True, False):
-            tensors = [image_input(triton_aio, binary=binary)]
-            result = await client.infer(MODEL, tensors, parameters=PARAMETERS)
-            assert result.as_numpy("label").tolist() == [4, 4]
+            for version in ("", "1"):
+                for algorithm in (None, "gzip", "deflate"):
+                    result = await client.infer(
+                        MODEL,
+                        [image_input(triton_aio, binary=binary)],
+                        model_version=version,
+                        request_compression_algorithm=algorithm,
+                        response_compression_algorithm=algorithm,
+                        parameters=PARAMETERS,
+                    )
+                    assert result.as_numpy("label").tolist() == [4, 4]
+        with pytest.raises(InferenceServerException, match="has no version '2'"):
+            await client.infer(MODEL, [image_input(triton_aio, binary=True)], model_version="2")
+        with pytest.raises(InferenceServerException, match=r"reaches 93\.5"):
+            await client.infer(MODEL, [image_input(triton_aio, binary=True)], parameters={"min_accuracy": 99})

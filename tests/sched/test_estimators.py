@@ -1,5 +1,7 @@
 """What the core learns from what it sees."""
 
+from math import exp
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,42 @@ def test_rate_survives_a_clock_that_steps_back() -> None:
     rate.add(1, 1_000_000)
     rate.add(1, 0)
     assert rate.per_s(1_000_000) == pytest.approx(20)
+
+
+def test_surprise_is_what_the_rate_did_not_announce() -> None:
+    """After a steady 1,000 rows/s, 100 rows in 20 ms exceed the announced 20 by 80; 10 s later a third is left."""
+    rate = ArrivalRate()
+    for now_us in range(0, 60_000_000, 1_000):  # what the start itself surprised by is forgotten by then
+        rate.add(1, now_us)
+    assert rate.surprise(60_000_000) < 1
+    rate.add(100, 60_000_000)
+    assert rate.surprise(60_019_999) < 1  # the window has not ended
+    assert rate.surprise(60_020_000) == pytest.approx(80, abs=1)
+    assert rate.surprise(70_020_000) == pytest.approx(80 / exp(1), abs=1)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_surprise_does_not_depend_on_packs(rows: list[int]) -> None:
+    """Rows that are given together surprise as much as one by one within a window."""
+    single, pack = ArrivalRate(), ArrivalRate()
+    for i, n in enumerate(rows):
+        single.add(n, 5_000_000 + 900 * i)
+    pack.add(sum(rows), 5_000_000)
+    assert single.surprise(6_000_000) == pytest.approx(pack.surprise(6_000_000), rel=0.05)
+
+
+def test_margin_starts_high_and_ends_where_the_quantile_is() -> None:
+    """2.5 before any batch, 1 + 1.5 / e after 150 that took what was predicted, the quantile itself after 512."""
+    residuals = Residuals()
+    assert residuals.margin(0.999) == 2.5
+    for _ in range(150):
+        residuals.add(1.0)
+    assert residuals.margin(0.999) == pytest.approx(1 + 1.5 / exp(1))
+    residuals.add(2.0)
+    assert residuals.margin(0.999) == 2.0
+    for _ in range(361):
+        residuals.add(0.9)
+    assert residuals.margin(0.5) == residuals.quantile(0.5, prior=0.0) == 0.9
 
 
 @settings(deadline=None)

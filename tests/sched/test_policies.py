@@ -35,7 +35,7 @@ MORE = [
     "proteus:period_s=30,late=drain",
 ]
 ALL = [*SPECS.values(), *MORE]
-UNKNOWN = 1.5  # what learned margins assume a batch to take over its median while none was seen
+UNKNOWN = 2.5  # what foresight's margin assumes a batch to take over its median while none was seen
 
 
 def allowed_us(spec: str, profile: Profile, subnet: str, rows: int) -> float:
@@ -349,6 +349,7 @@ def test_spec_is_read_back(spec: str) -> None:
         ("maxacc:quantile=p99", "maxacc: quantile: expected median or p95, got 'p99'"),
         ("foresight:target=1", "foresight: target: .* got 1.0"),
         ("foresight:fill=0", "foresight: fill: .* got 0.0"),
+        ("foresight:burst=-1", "foresight: burst: .* got -1.0"),
         ("foresight:horizon_ms=-1", "foresight: horizon_ms: .* got -1.0"),
         ("slickfit:buckets=3", "unknown 'slickfit', expected one of"),
         ("fixd:smallest", "policy: fixd:smallest: No module named 'fixd'; expected one of foresight, slackfit"),
@@ -356,7 +357,7 @@ def test_spec_is_read_back(spec: str) -> None:
         (".mine:Mine", "policy: .mine:Mine: .*; expected one of"),
         ("tests.nowhere:Mine", "policy: tests.nowhere:Mine: No module named 'tests.nowhere'"),
         (f"{__name__}:Nobody", "has no 'Nobody'"),
-        (f"{__name__}:UNKNOWN", "expected a dataclass with cheapest and choose, got 1.5"),
+        (f"{__name__}:UNKNOWN", "expected a dataclass with cheapest and choose, got 2.5"),
         (f"{__name__}:Halves:share=much", "Halves: share: expected float, got 'much'"),
         (f"{__name__}:Halves:part=1", "Halves: unknown option 'part', expected one of share"),
         ("infaas:high", "infaas: accuracy: expected float, got 'high'"),

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.sched import Profile, Scheduler, SchedulerOptions, parse_policy
+from common.sched import Arrived, BatchDone, Profile, Scheduler, SchedulerOptions, parse_policy
 from common.sched.eventlog import EventLog
 from common.sched.eventlog import replay as replay_log
 from loadgen import simulate as simulator
 from loadgen.bounds import latency_factor
 from loadgen.records import Records
 from loadgen.report import RunInfo, attained, make_report, met_slo
-from loadgen.simulate import Conditions, Simulation, simulate
+from loadgen.simulate import Conditions, Costs, Delays, Simulation, simulate
 from loadgen.workload import Tenant, Workload, make_workload
 from tests.sched.harness import PROFILE, SMALL, make_profile
 
@@ -237,3 +237,39 @@ def test_progress_is_told_to_the_end() -> None:
     assert told == sorted(told)
     assert len(told) > 1
     assert told[-1] == 20_000
+
+
+def test_measured_costs_are_drawn_for_each_batch_and_message() -> None:
+    """One query at a time on an idle worker: queue, inference, report and reply take what the costs say."""
+    costs = Costs(*(Delays((0,), (us,)) for us in (500, 1_000, 300, 2_000, 7_000, 0)))
+    lines: list[str] = []
+    scheduler = Scheduler(parse_policy("maxacc"), SchedulerOptions())
+    log = EventLog(lines.append, scheduler)
+    workload = steady(5, 100_000, 60.0)
+    records = Simulation(scheduler, {"w": PROFILE}, Conditions(costs=costs), log=log).run(workload)
+    assert records.queue_ms.tolist() == pytest.approx([1.5] * 5)
+    assert records.inference_ms.tolist() == pytest.approx([20.3] * 5)
+    assert (records.done_s - records.workload.intended_s).tolist() == pytest.approx([0.0288] * 5)
+    times = [(now_us, type(event)) for now_us, event, _ in replay_log(lines)]
+    assert [now_us for now_us, kind in times if kind is Arrived] == [i * 100_000 + 500 for i in range(5)]
+    assert [now_us for now_us, kind in times if kind is BatchDone] == [i * 100_000 + 23_800 for i in range(5)]
+
+
+def test_costs_are_those_of_the_moment() -> None:
+    """Batches take longer when batches did, queries are heard of late when they were; equal seeds draw equally."""
+    none, later = Delays((0,), (0,)), Delays(tuple(range(-9, 6_000_000 - 9, 60_000)), (0,) * 50 + (4_000, 6_000) * 25)
+    costs = Costs(later, none, later, none, none, none)
+    workload = steady(100, 60_000, 60.0)
+    runs = [play(workload, Conditions(costs=costs, seed=seed)) for seed in (1, 1, 2)]
+    assert runs[0].done_s.tolist() == runs[1].done_s.tolist() != runs[2].done_s.tolist()
+    assert set(runs[0].inference_ms[:45].round(3).tolist()) == {20.0}
+    assert set(runs[0].inference_ms[55:].round(3).tolist()) == {24.0, 26.0}
+    assert runs[0].queue_ms.tolist() == pytest.approx([0.0] * 50 + [4.0, 6.0] * 25)
+
+
+def test_queries_heard_of_late_keep_their_order() -> None:
+    """While one is on its way those behind it wait: the core hears of them as they were sent."""
+    none = Delays((0,), (0,))
+    costs = Costs(Delays((0, 10_000, 20_000), (0, 15_000, 0)), none, none, none, none, none)
+    records = play(at_us([0, 10_000, 20_000, 30_000], 90.0), Conditions(costs=costs), names=("a", "b", "c", "d"))
+    assert records.queue_ms.tolist() == pytest.approx([0, 15, 5, 0])

@@ -119,3 +119,15 @@ def test_engines_say_which_they_are(torch_engine: TorchEngine, emulated: Emulate
     """No emulated answer passes for a computed one."""
     engines: list[Engine] = [torch_engine, emulated]
     assert [engine.executor for engine in engines] == ["torch", "emulated"]
+
+
+def test_only_a_change_of_subnet_is_timed(torch_engine: TorchEngine, samples: tuple[bytes, list[int]]) -> None:
+    """A change of subnet tells what it took; a batch of the subnet that is in place tells of none."""
+    image = samples[0][:PIXELS]
+    took = []
+    for subnet in (torch_engine.profile.smallest, torch_engine.profile.largest, torch_engine.profile.largest):
+        torch_engine.execute(subnet, [image], [1])
+        took.append(torch_engine.actuation_s)
+    assert took[1] is not None
+    assert took[1] > 0
+    assert took[2] is None

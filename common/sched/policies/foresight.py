@@ -2,13 +2,14 @@
 
 SlackFit sees the slack of the head and trusts one latency. Both cost it: a batch that is right for the head can be
 wrong for the hundred queries behind it, and where latencies vary, half of all batches exceed their median. This policy
-asks five questions, and each has its reason:
+asks six questions, and each has its reason:
 
 1. *Which subnets?* Only those on the concave hull of accuracy over time per row in a full batch. A mix of two hull
    subnets is at least as accurate as any subnet between them for the same work, and a scheduler always mixes.
 2. *How long does a batch take?* Its median, times the worker's correction, times the `target` quantile of what batches
    lately took over what was predicted. If the residuals stay as they were, that share of the batches ends in time: so
-   the quantile is the attainment target that the operator states.
+   the quantile is the attainment target that the operator states. While few batches were seen a rare slow one may not
+   have shown yet, so the margin starts high and shrinks with what was seen (`Residuals.margin`).
 3. *Does it fill?* Only a subnet that runs `fill` of the largest batch, or all that is queued, within the head's slack:
    part-filled batches of a large subnet waste the capacity that a burst needs.
 4. *What about those behind?* The batch is taken if the queue behind it, and the arrivals of the next `horizon_ms` at
@@ -16,7 +17,11 @@ asks five questions, and each has its reason:
    predicted to be free. Otherwise one step down, and asked again. So accuracy falls one step before it must, not when
    it is late. What is behind runs on many workers, which are not all at their worst at once: three quarters of the
    margin count there.
-5. *Is the head worth it?* If the smallest subnet can run only a part of a batch for the head, and serving it would cost
+5. *What if a burst came now?* The worst surprise lately (rows that arrived in 20 ms beyond what the rate announced),
+   `burst` times, must fit into what the workers can run with the smallest subnet within an SLO. More than once, because
+   a burst may fall into two windows, or be larger than the last. The smallest subnet has much room where the rate is
+   high and steady, so this binds where it must: where workers sit in long batches between bursts.
+6. *Is the head worth it?* If the smallest subnet can run only a part of a batch for the head, and serving it would cost
    those behind their deadlines, the head is let go: one is lost instead of many.
 
 docs/scheduling.md has its figures beside SlackFit's, and where it fails.
@@ -24,12 +29,13 @@ docs/scheduling.md has its figures beside SlackFit's, and where it fails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
-from heapq import heapify, heapreplace
+from math import ceil
+from operator import ge
 
-from common.sched.policies.base import PolicyError, View, fitting_rows
+from common.sched.policies.base import PolicyError, View
 from common.sched.profile import Profile
 from common.sched.types import Choice
 
@@ -49,6 +55,9 @@ class Foresight:
         default=0.75, metadata={"doc": "share of the largest batch that a subnet must have time for, in (0, 1]"}
     )
     horizon_ms: float = field(default=20.0, metadata={"doc": "arrivals of that long, at the measured rate, count"})
+    burst: float = field(
+        default=1.5, metadata={"doc": "times the worst surprise in arrivals that must be met if it came now; 0: none"}
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.target < 1.0:
@@ -57,6 +66,8 @@ class Foresight:
             raise PolicyError(f"foresight: fill: expected a number in (0, 1], got {self.fill}")
         if not 0.0 <= self.horizon_ms <= 10_000.0:
             raise PolicyError(f"foresight: horizon_ms: expected 0 to 10000, got {self.horizon_ms}")
+        if not 0.0 <= self.burst <= 100.0:
+            raise PolicyError(f"foresight: burst: expected 0 to 100, got {self.burst}")
 
     def cheapest(self, profile: Profile) -> str:
         """Return the smallest subnet."""
@@ -65,26 +76,33 @@ class Foresight:
     def choose(self, view: View) -> Choice | None:
         """Return the most accurate choice that leaves those behind a way out, or the quickest there is."""
         profile, head, worker = view.profile, view.head, view.worker
-        factor = view.residuals.quantile(self.target) * worker.correction
-        budget_us = view.slack_us / factor
-        ladder = hull(profile, worker.eligible(head.min_accuracy))
+        margin = view.residuals.margin(self.target)
+        budget_us = view.slack_us / (margin * worker.correction)
+        ladder, table = hull(profile, worker.eligible(head.min_accuracy)), profile.latencies("median", head.rows)
         wanted = max(head.rows, min(view.queue.rows, max(1, round(self.fill * profile.max_batch))))
         ahead: _Ahead | None = None
+        rows = 0
         for place in range(len(ladder) - 1, -1, -1):
             index = ladder[place]
-            rows = fitting_rows(profile, index, budget_us, "median")
-            if head.rows > profile.max_batch and profile.latencies("median", head.rows)[index][head.rows] <= budget_us:
+            rows = bisect_right(table[index], budget_us, 1, profile.max_batch + 1) - 1
+            if head.rows > profile.max_batch and table[index][head.rows] <= budget_us:
                 rows = head.rows  # larger than every profiled batch: it goes alone
             if rows < wanted:
                 continue
             if place == 0:
                 return Choice(profile.subnets[index].id, rows)
-            ahead = ahead or _Ahead.of(view, self.horizon_ms, self.target)
-            if ahead.saved(index, rows, ladder[place - 1]):
+            if ahead is None:
+                ahead = _Ahead(view, self, margin)
+            end_us = ahead.end_us(index, rows)
+            if ahead.bears(end_us, rows, ladder[0]) and ahead.saved(end_us, rows, ladder[place - 1]):
                 return Choice(profile.subnets[index].id, rows)
-        return self._part(view, ladder[0], fitting_rows(profile, ladder[0], budget_us, "median"), ahead)
+        index = ladder[0]
+        if rows < head.rows:  # what is cheapest in full batches need not be quickest for these rows
+            index = profile.index(worker.cheapest_for(head.min_accuracy, head.rows))
+            rows = head.rows if table[index][head.rows] <= budget_us else 0
+        return self._part(view, index, rows, ahead or _Ahead(view, self, margin))
 
-    def _part(self, view: View, index: int, rows: int, ahead: _Ahead | None) -> Choice | None:
+    def _part(self, view: View, index: int, rows: int, ahead: _Ahead) -> Choice | None:
         """The smallest subnet has no time for a full batch: run what it has time for, if those behind can bear it."""
         profile, head = view.profile, view.head
         if rows < head.rows:  # not even the head, by what lately happened; by what is expected, perhaps
@@ -92,66 +110,100 @@ class Foresight:
             if expected_us > view.slack_us + view.start_us - max(view.now_us, view.worker.free_us):
                 return None
             rows = head.rows
-        ahead = ahead or _Ahead.of(view, self.horizon_ms, self.target)
-        if ahead.saved(index, rows, index) or not ahead.saved(index, 0, index):
+        if ahead.saved(ahead.end_us(index, rows), rows, index) or not ahead.saved(view.start_us, 0, index):
             return Choice(profile.subnets[index].id, rows)
         return None
 
 
-@dataclass(frozen=True, slots=True)
 class _Ahead:
-    """What is behind the head, beside the queue: arrivals expected, and when the other workers are free.
+    """What is behind the head, beside the queue: arrivals expected, the worst burst, when the other workers are free.
 
-    coming: (earliest start, due, rows) of batches to be. others: when each of the other workers is free, and by what
-    factor it exceeds its profile's medians. factor: that of the worker to fill. reply_us: what a reply needs.
+    The first of `factors`, by which workers exceed their profiles' medians, is that of the worker to fill.
     """
 
-    view: View
-    coming: Sequence[tuple[float, float, int]]
-    others: Sequence[tuple[float, float]]
-    factor: float
-    reply_us: int
+    __slots__ = (
+        "_behind",
+        "_burst",
+        "_coming",
+        "_due_us",
+        "_factors",
+        "_free_us",
+        "_likely",
+        "_reply_us",
+        "_table",
+        "_view",
+    )
 
-    @classmethod
-    def of(cls, view: View, horizon_ms: float, target: float) -> _Ahead:
-        """Gather what lies ahead of a view."""
-        head, now_us = view.head, view.now_us
-        margin = 1.0 + (view.residuals.quantile(target) - 1.0) * _BEHIND
-        reply_us = head.deadline_us - view.slack_us - view.start_us
+    def __init__(self, view: View, policy: Foresight, margin: float) -> None:
+        head, now_us, worker = view.head, view.now_us, view.worker
+        others = [other for other in view.workers if other is not worker]
+        margin = 1.0 + (margin - 1.0) * _BEHIND
+        self._view = view
+        self._table = view.profile.latencies("median")
+        self._reply_us = head.deadline_us - view.slack_us - view.start_us
+        self._free_us = [other.free_us if other.free_us > now_us else now_us for other in others]
+        self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
+        self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
         slo_us = max(1, head.deadline_us - head.arrival_us)
+        self._due_us = due_us = now_us + slo_us - self._reply_us
+        self._burst = policy.burst * view.rate.surprise(now_us)
         per_us = view.rate.per_s(now_us) / 1e6
         size = max(1, min(view.profile.max_batch, round(per_us * slo_us * _ARRIVING)))
-        apart_us = size / per_us if per_us else 0.0
-        count = min(_MOST, int(per_us * horizon_ms * 1e3 / size))
-        last_us = now_us + slo_us - reply_us
-        coming = [(now_us + (i + 1) * apart_us, last_us + i * apart_us, size) for i in range(count)]
-        others = [(max(w.free_us, now_us), w.correction * margin) for w in view.workers if w is not view.worker]
-        return cls(view, coming, others, view.worker.correction * margin, reply_us)
+        count = min(_MOST, int(per_us * policy.horizon_ms * 1e3 / size))
+        self._coming = ([int(due_us + i * size / per_us) for i in range(count)], size if count else 0)
+        self._behind: dict[int, tuple[list[int], int, int]] = {}
 
-    def saved(self, index: int, rows: int, lower: int) -> bool:
-        """Whether all behind a batch of `rows` rows of subnet `index` make it with subnet `lower`.
+    def end_us(self, index: int, rows: int) -> int:
+        """When the worker to fill has run a batch of subnet `index`, of `rows` rows or all that are there."""
+        view = self._view
+        rows = min(rows, view.queue.rows)
+        table = self._table if rows < len(self._table[index]) else view.profile.latencies("median", rows)
+        return view.start_us + ceil(table[index][rows] * self._factors[0])
 
-        Each batch goes to the worker that is free first. rows: 0 lets the head go instead.
+    def saved(self, end_us: int, rows: int, lower: int) -> bool:
+        """Whether all behind the first `rows` rows, whose batch ends at `end_us`, make it with subnet `lower`.
+
+        Each batch goes to the worker that is free first: so the k-th of them ends at the k-th of all the moments at
+        which workers could end one. Arrivals to come are taken as there already: only their deadlines bind.
         """
-        view, reply_us = self.view, self.reply_us
-        profile, largest = view.profile, view.profile.max_batch
-        latencies = profile.latencies("median")[lower]
-        taken_us = profile.latencies("median", rows)[index][rows] * self.factor if rows else 0.0
-        workers = [(view.start_us + taken_us, self.factor), *self.others]
-        heapify(workers)
-        for due_us, packed in view.queue.batches(rows, largest, _MOST):
-            free_us, factor = workers[0]
-            end_us = free_us + latencies[packed if packed < largest else largest] * factor
-            if end_us > due_us - reply_us:
-                return False
-            heapreplace(workers, (end_us, factor))
-        for earliest_us, last_us, packed in self.coming:
-            free_us, factor = workers[0]
-            end_us = (earliest_us if earliest_us > free_us else free_us) + latencies[packed] * factor
-            if end_us > last_us:
-                return False
-            heapreplace(workers, (end_us, factor))
-        return True
+        dues_us, earliest_us, packed = self._behind.get(rows) or self._cut(rows)
+        if not dues_us:
+            return True
+        median_us = self._table[lower][packed]
+        steps_us = [ceil(median_us * factor) for factor in self._factors]
+        free_us = [end_us, *self._free_us]
+        until_us = max(free_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us)  # all are surely done
+        if until_us <= earliest_us:
+            return True
+        ends_us: list[int] = []
+        for at_us, step_us in zip(free_us, steps_us, strict=True):
+            ends_us += range(at_us + step_us, until_us + 1, step_us)
+        ends_us.sort()
+        return all(map(ge, dues_us, ends_us))  # there are no fewer ends than dues
+
+    def bears(self, end_us: int, rows: int, smallest: int) -> bool:
+        """Whether the worst burst, were it to land right after that batch, would make it with subnet `smallest`.
+
+        It would keep all workers busy with many batches: they count as likely, not as long as they can get.
+        """
+        view, due_us = self._view, self._due_us
+        largest = view.profile.max_batch
+        median_us = self._table[smallest][largest] * self._likely
+        missing = max(0, view.queue.rows - rows) + self._burst
+        for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
+            if missing <= 0.0:
+                return True
+            if at_us < due_us:
+                missing -= (due_us - at_us) // (median_us * factor) * largest
+        return missing <= 0.0 or not self._burst
+
+    def _cut(self, rows: int) -> tuple[list[int], int, int]:
+        """When batches behind the first `rows` rows are due, the earliest of them, and the rows of the largest."""
+        dues_us, packed = self._view.queue.batches(rows, self._view.profile.max_batch, _MOST)
+        coming_us, size = self._coming
+        dues_us = [due_us - self._reply_us for due_us in dues_us] + coming_us
+        found = self._behind[rows] = (dues_us, min(dues_us, default=0), max(packed, size))
+        return found
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,186 @@
+"""The same protocol over gRPC, on a port of its own: ``GRPCInferenceService`` by grpc.aio.
+
+A ModelInferRequest becomes the JSON part and the raw part that HTTP would have brought, and goes the same way from
+there: one validation, one set of plans, one reply. The other methods answer what the HTTP path of the same meaning
+answers. Outputs are always raw.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import grpc
+import orjson
+from google.protobuf import json_format
+
+from common import log
+from common.errors import BadRequest, ConfigError, SuperServeError
+from common.tensors import BYTES
+from services.gateway.http import Request
+from services.gateway.messages import SERVICE, message_class
+from services.gateway.model import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from common.settings import GatewaySettings
+    from services.gateway.inference import Inference
+    from services.gateway.routes import Routes
+
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+CLOSE_TIMEOUT_S = 2.0
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+_PARAMETER = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+
+_log = log.get(__name__)
+
+
+class RpcServer:
+    """Listens for gRPC, and answers by ``routes`` and ``inference`` as HTTP does."""
+
+    def __init__(self, settings: GatewaySettings, routes: Routes, inference: Inference) -> None:
+        self._settings = settings
+        self._routes = routes
+        self._inference = inference
+        # A message is the tensors and a little around them.
+        options = (
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.so_reuseport", int(settings.reuse_port)),
+        )
+        self._server = grpc.aio.server(options=options)
+        read: dict[str, Callable[[Any], str]] = {
+            "ServerLive": lambda _: "/v2/health/live",
+            "ServerReady": lambda _: "/v2/health/ready",
+            "ServerMetadata": lambda _: "/v2",
+            "ModelReady": partial(self._path, "/ready"),
+            "ModelMetadata": partial(self._path, ""),
+            "ModelConfig": partial(self._path, "/config"),
+            "ModelStatistics": lambda request: self._path("/stats", request) if request.name else "/v2/models/stats",
+            "RepositoryIndex": lambda _: "/v2/models",
+        }
+        methods = {name: _method(name, partial(self._read, name, path)) for name, path in read.items()}
+        methods["ModelInfer"] = _method("ModelInfer", self._infer)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    async def listen(self) -> None:
+        """Accept connections; ConfigError if the address cannot be had."""
+        host, port = self._settings.host, self._settings.grpc_port
+        try:
+            self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on --host {host} --grpc-port {port}: {error}") from error
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Let the answers under way out, and close all connections."""
+        await self._server.stop(CLOSE_TIMEOUT_S)
+
+    async def _read(self, name: str, path: Callable[[Any], str], request: Any) -> Any:
+        """Return the response of a method that HTTP has as a path to read."""
+        document = orjson.loads(self._routes.answer(Request("GET", path(request), {}, b"")).body)
+        if name == "ModelConfig":
+            document = {"config": document}
+        # HTTP tells more here and there: a model's name beside whether it is ready, batch statistics.
+        return json_format.ParseDict(document, message_class(f"{name}Response")(), ignore_unknown_fields=True)
+
+    def _path(self, verb: str, request: Any) -> str:
+        """Return the HTTP path below the model that a request names; NotFound if there is none."""
+        link = self._routes.model(request.name, request.version or VERSION)
+        return f"/v2/models/{quote(link.name, safe='')}{verb}"
+
+    async def _infer(self, request: Any) -> Any:
+        link = self._routes.model(request.model_name, request.model_version or VERSION)
+        header = orjson.dumps(_document(request))
+        document, raw = await self._inference.ask(link, header, b"".join(request.raw_input_contents))
+        return _response(document, raw)
+
+
+def _method(name: str, answer: Callable[[Any], Awaitable[Any]]) -> grpc.RpcMethodHandler:
+    """Return the handler of a method, whose errors become statuses."""
+
+    async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await answer(request)
+        except SuperServeError as error:
+            await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
+        except Exception as error:
+            _log.error("request_failed", method=name, exc_info=error)
+            await context.abort(grpc.StatusCode.INTERNAL, f"the gateway failed: {type(error).__name__}: {error}")
+
+    return grpc.unary_unary_rpc_method_handler(
+        handle,
+        request_deserializer=message_class(f"{name}Request").FromString,
+        response_serializer=message_class(f"{name}Response").SerializeToString,
+    )
+
+
+def _document(request: Any) -> dict[str, Any]:
+    """Return the JSON part that says the same; tensors in ``raw_input_contents`` follow it in their order."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise BadRequest(f"raw_input_contents: {len(raw)} tensors, but there are {len(request.inputs)} inputs")
+    inputs = []
+    for position, tensor in enumerate(request.inputs):
+        item = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if raw:
+            item["parameters"] = {"binary_data_size": len(raw[position])}
+        if not raw or tensor.HasField("contents"):
+            item["data"] = _typed(tensor)
+        inputs.append(item)
+    outputs = [
+        {"name": output.name, "parameters": {**_parameters(output.parameters), "binary_data": True}}
+        for output in request.outputs
+    ]
+    parameters = {**_parameters(request.parameters), "binary_data_output": True}
+    return {"id": request.id or None, "inputs": inputs, "outputs": outputs, "parameters": parameters}
+
+
+def _typed(tensor: Any) -> list[Any]:
+    """Return an input's typed contents: those of its datatype, as JSON has them."""
+    elements = getattr(tensor.contents, _CONTENTS[tensor.datatype]) if tensor.datatype in _CONTENTS else ()
+    if tensor.datatype != BYTES:
+        return list(elements)
+    try:
+        return [element.decode() for element in elements]
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"input {tensor.name!r}: bytes_contents are no UTF-8: {error.reason}") from None
+
+
+def _parameters(parameters: Any) -> dict[str, Any]:
+    return {
+        key: getattr(value, choice)
+        for key, value in parameters.items()
+        if (choice := value.WhichOneof("choice")) is not None
+    }
+
+
+def _response(document: dict[str, Any], raw: list[bytes]) -> Any:
+    """Return the ModelInferResponse of a reply's JSON part and its raw part."""
+    response = message_class("ModelInferResponse")(
+        model_name=document["model_name"],
+        model_version=document["model_version"],
+        id=document.get("id", ""),
+        raw_output_contents=raw,
+    )
+    for key, value in document["parameters"].items():
+        setattr(response.parameters[key], _PARAMETER[type(value)], value)
+    for output in document["outputs"]:
+        response.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
+    return response
