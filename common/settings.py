@@ -6,7 +6,8 @@ process at start with exit code 2 and a line that names key and value.
 """
 
 import os
-from typing import Annotated, Literal, TypeVar
+import re
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -17,6 +18,7 @@ from common.sched import policies
 ENV_PREFIX = "SUPERSERVE_"
 REDIS_URL = "REDIS_URL"
 _DIFFER = (f"{ENV_PREFIX}NAME", f"{ENV_PREFIX}METRICS_PORT")
+_PASSWORD = re.compile(r"^(\w+://[^/@:]*:).*@")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
@@ -50,6 +52,13 @@ class ServiceSettings(BaseSettings):
         le=65535,
         description="port of /metrics, /health/live and /health/ready; 0: any free one, which is logged; default: none",
     )
+
+    def shown(self) -> dict[str, Any]:
+        """Return every setting as it may be logged: a password in the URL of Redis is left out."""
+        settings = self.model_dump()
+        if settings["redis"] is not None:
+            settings["redis"] = _PASSWORD.sub(r"\1***@", settings["redis"])
+        return settings
 
 
 class GatewaySettings(ServiceSettings):

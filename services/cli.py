@@ -67,7 +67,7 @@ def command(args: list[str]) -> int:
         kind, make = _COMMANDS[name]
         settings = load(kind, flags, program=f"superserve {name}")
         log.configure(name, settings.log_level, json=settings.log_json)
-        log.get(__name__).info("settings", **settings.model_dump())
+        log.get(__name__).info("settings", **settings.shown())
         return run(make(settings), settings.grace_s)
     except ConfigError as error:
         print(f"superserve {name}: {error.message}", file=sys.stderr)  # noqa: T201

@@ -154,6 +154,26 @@ def test_bounds(kind: type[ServiceSettings], flag: str, legal: list[str], illega
         assert f"--{flag} (SUPERSERVE_{flag.replace('-', '_').upper()})={value!r}" in refusal(kind, f"--{flag}={value}")
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:hunter2@redis:6379/0", "redis://:***@redis:6379/0"),
+        ("rediss://gateway:hunter2@redis:6380/0", "rediss://gateway:***@redis:6380/0"),
+        ("redis://:hunter@2@redis:6379/0", "redis://:***@redis:6379/0"),
+        ("redis://redis:6379/0", "redis://redis:6379/0"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_password_is_not_shown(url: str, shown: str) -> None:
+    """What is logged of the URL lacks its password and nothing else."""
+    assert gateway("--redis", url).shown()["redis"] == shown
+
+
+def test_absent_redis_is_shown_as_absent() -> None:
+    """`superserve up` without a URL logs that there is none."""
+    assert load(UpSettings, [], "superserve up").shown()["redis"] is None
+
+
 def test_children_do_not_share_a_name_or_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """What must differ between the processes of a mesh is not passed on to all of them; the rest is."""
     for key in ("SUPERSERVE_NAME", "SUPERSERVE_METRICS_PORT", "SUPERSERVE_METRICS_HOST"):
