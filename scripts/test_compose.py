@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -247,6 +248,7 @@ def run(stack: Stack, folder: Path) -> None:
     check_hardened(stack)
     say(f"{IMAGES} images from the host")
     check_answers(stack, pngs)
+    check_grpc(stack)
     say("scaling to three workers and two gateways")
     stack.up(SCALED)
     stack.wait(lambda: stack.workers() == 3, "three workers at the scheduler")
@@ -291,6 +293,22 @@ def check_answers(stack: Stack, pngs: list[tuple[Path, int]]) -> None:
     if right < LEAST_RIGHT:
         raise FailedError(f"{right} of {len(pngs)} images got their true label, at least {LEAST_RIGHT} have to")
     say(f"  {right} of {len(pngs)} got their true label, by {', '.join(sorted(subnets))}")
+
+
+def check_grpc(stack: Stack) -> None:
+    """The published port speaks gRPC too."""
+    try:
+        import tritonclient.grpc as triton
+    except ModuleNotFoundError:
+        say("  gRPC is not tried: no tritonclient is installed")
+        return
+    image = triton.InferInput("image", [1, 28, 28], "UINT8")
+    image.set_data_from_numpy(np.zeros((1, 28, 28), np.uint8))
+    with triton.InferenceServerClient(stack.url.removeprefix("http://")) as client:
+        answer = client.infer(MODEL, [image], parameters={"slo_ms": 5_000})
+    if (shape := answer.as_numpy("label").shape) != (1,):
+        raise FailedError(f"by gRPC the label of one image has shape {shape}")
+    say("  one by gRPC")
 
 
 def check_gateways(stack: Stack, png: Path) -> None:
