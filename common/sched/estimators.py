@@ -87,12 +87,12 @@ class Residuals:
 
         At least 2.5 for the first batch, and e times less above 1 with each 150 batches, until 512 are seen: a batch in
         a hundred that takes twice its time has not shown within 150 with a chance of 0.22, within 512 of 0.006. And
-        while fewer were seen than it takes for one to exceed the quantile, the worst is no bound of the next: a third
+        while fewer were seen than it takes for two to exceed the quantile, the worst is no bound of the next: a third
         more above 1 is allowed for.
         """
         seen = len(self._sorted)
         ratio = self.quantile(q, prior=1.0)
-        if seen * (1.0 - q) < 1.0:
+        if seen * (1.0 - q) < 2.0:
             ratio += (ratio - 1.0) * _BEYOND_WORST
         return ratio if seen >= _RESIDUALS_NEEDED else max(ratio, 1.0 + _UNSEEN * exp(-seen / _UNSEEN_BATCHES))
 

@@ -33,8 +33,8 @@ POLICY = parse_policy("foresight")
 
 
 def seen(view: View, ratio: float = 1.0) -> View:
-    """The view after 1,000 batches that took that much over what was predicted."""
-    for _ in range(1_000):
+    """The view after 2,001 batches that took that much over what was predicted."""
+    for _ in range(2_001):
         view.residuals.add(ratio)
     return view
 
