@@ -212,7 +212,7 @@ def test_overlay_builds(overlay: str) -> None:
 
 
 def test_gpu_overlay_gives_workers_a_gpu() -> None:
-    """A worker gets one GPU and an image for it, finds it as compose does, keeps its Redis; KEDA says how many there are."""
+    """A worker gets one GPU and an image for it, finds it as compose does; KEDA says how many there are."""
     (worker,) = [d for d in of_kind(built("gpu"), "Deployment") if d["metadata"]["name"] == "worker"]
     variables = {variable["name"]: variable.get("value") for variable in container(worker)["env"]}
     assert variables == {
@@ -327,7 +327,7 @@ def test_grace_is_longer_than_draining(service: Document) -> None:
 
 @each_service
 def test_probes_ask_what_is_there(service: Document) -> None:
-    """Each service has all three probes, of paths that the server behind the port has; none for life asks for readiness."""
+    """Each service has all three probes, of paths that its server has; none for life asks for readiness."""
     one = container(service)
     sources = {"metrics": ROOT / "common" / "monitor.py", "http": ROOT / "services" / "gateway" / "routes.py"}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
