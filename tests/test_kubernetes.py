@@ -122,12 +122,12 @@ def kustomize() -> tuple[str, ...] | None:
 
 
 @functools.cache
-def built(overlay: str) -> list[Document]:
+def built(overlay: str, folder: Path = FOLDER) -> list[Document]:
     """What kustomize makes of an overlay."""
     if (command := kustomize()) is None:
         pytest.skip("no kustomize, and no kubectl of 1.24 or newer")
-    folder = str(FOLDER / "overlays" / overlay)
-    done = subprocess.run([*command, folder], capture_output=True, text=True, timeout=60, check=False)
+    place = str(folder / "overlays" / overlay)
+    done = subprocess.run([*command, place], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -222,6 +222,18 @@ def test_gpu_overlay_gives_workers_a_gpu() -> None:
     assert container(worker)["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": 1}
     assert container(worker)["image"] == "superserve/worker-gpu:local"
     assert "replicas" not in worker["spec"]
+
+
+def test_overlay_of_the_document_builds(tmp_path: Path) -> None:
+    """The overlay that docs/kubernetes.md tells one to write gives each service the image of a registry."""
+    (block,) = re.findall(r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+    folder = tmp_path / "kubernetes"
+    shutil.copytree(FOLDER, folder)
+    path = tmp_path / Path(block[0]).relative_to("deploy")
+    path.parent.mkdir()
+    path.write_text(block[1])
+    images = {container(workload)["image"] for workload in of_kind(built("mine", folder), "Deployment")}
+    assert images == {f"registry.example/superserve/{name}:0.1.0" for name in KINDS}
 
 
 # -- pods -------------------------------------------------------------------------------------------------------------
