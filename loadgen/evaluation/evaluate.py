@@ -58,9 +58,9 @@ def evaluate(
     asked = experiments(options.maf, QUICK if options.quick else FULL)
     results = run_all((case for one in asked for cell in one.cells for case in cell.cases()), progress)
     summary = summarise(results, asked)
+    summary["run"] = _run(options, time.monotonic() - started)
     if live is not None:
         summary["agreement"] = agreement(live, live_progress)
-    summary["run"] = _run(options, time.monotonic() - started)
     draw_all(results, asked, summary, options.out)
     (options.out / "report.md").write_text(write_report(summary, asked))
     (options.out / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")

@@ -56,12 +56,12 @@ def draw_agreement(found: Mapping[str, Any], path: Path) -> None:
 
 def _scatter(axes: Axes, results: Results, cell: Cell, *, names: bool) -> None:
     """Attainment and accuracy of every policy of a cell; the fixed baselines are one line, from small to large."""
-    fixed = [results.of(cell.world, name) for name in cell.policies if name.startswith("fixed:")]
+    fixed = [results.of(cell.world, name) for name in cell.policies if is_baseline(name)]
     axes.plot(
         [one.attainment for one in fixed], [one.accuracy for one in fixed],
-        color=GREY, marker=".", linewidth=1, label="Clipper+ (six subnets)",
+        color=GREY, marker=".", linewidth=1, label="INFaaS, Clipper+ (six subnets)",
     )  # fmt: skip
-    for place, name in enumerate(name for name in cell.policies if not name.startswith("fixed:")):
+    for place, name in enumerate(name for name in cell.policies if not is_baseline(name)):
         one = results.of(cell.world, name)
         axes.plot(
             [one.attainment], [one.accuracy], linestyle="none", marker=_MARKERS[place % len(_MARKERS)], markersize=7,

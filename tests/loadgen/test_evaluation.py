@@ -12,7 +12,7 @@ from common.sched.policies import available
 from loadgen.bounds import Bound
 from loadgen.errors import InputError
 from loadgen.evaluation import evaluate as evaluation
-from loadgen.evaluation.cases import Case, Result, Results, World, bound_world, run_case
+from loadgen.evaluation.cases import Case, Result, Results, World, bound_world, run_case, run_rules
 from loadgen.evaluation.evaluate import EvaluateOptions, evaluate
 from loadgen.evaluation.experiments import FULL, Cell, Lengths, experiments
 from loadgen.evaluation.summary import gain
@@ -138,6 +138,15 @@ def test_share_is_utility_over_the_bound() -> None:
     one = results.of(WORLD, "foresight")
     results.bounds[WORLD] = Bound.of(80.0 * one.report.queries, one.report.queries, one.report.queries)
     assert results.share(one) == pytest.approx(0.5)
+
+
+def test_rules_differ_only_where_something_is_late() -> None:
+    """Under overload each rule has a run of its own; where all is met, the run of the one is that of the other."""
+    light, heavy = (Case(world=replace(WORLD, trace=f"poisson:rate={rate}"), policy="maxacc") for rate in (500, 40_000))
+    met, too_much = run_rules(light, ("serve", "drop")), run_rules(heavy, ("serve", "drop"))
+    assert [one.case.late for one in met] == [one.case.late for one in too_much] == ["drop", "serve"]
+    assert met[0].report == met[1].report == run_case(replace(light, late="serve")).report
+    assert too_much[0].report != too_much[1].report == run_case(replace(heavy, late="serve")).report
 
 
 def test_bounds_ignore_what_can_only_cost() -> None:
