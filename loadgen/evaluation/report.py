@@ -64,8 +64,8 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "*Equal* is determined against Clipper+ of each subnet, the smallest of which is INFaaS. Accuracy gained at "
         "equal attainment: the policy's accuracy less that of the most accurate baseline whose attainment is at least "
-        f"the policy's less {EQUAL_ATTAINMENT:g}. Attainment gained at equal accuracy: the policy's attainment over the best among the "
-        "baselines that are at least as accurate. A dash: there is no such baseline."
+        f"the policy's less {EQUAL_ATTAINMENT:g}. Attainment gained at equal accuracy: the policy's attainment over "
+        "the best among the baselines that are at least as accurate. A dash: there is no such baseline."
     )
     yield (
         "*Late queries.* Under `drop`, which all figures are of unless said otherwise, a query that cannot meet its "
