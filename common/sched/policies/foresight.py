@@ -32,6 +32,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from math import ceil
 from operator import ge
 
@@ -41,6 +42,7 @@ from common.sched.types import Choice
 
 _BEHIND = 0.75  # share of the margin that those behind are planned with
 _ARRIVING = 1 / 3  # arrivals are batched by what comes within this share of an SLO, at most
+_LIKE = 16  # queries at the front whose SLOs are looked at
 _MOST = 64  # batches looked ahead at: bounds the cost of a decision
 
 
@@ -144,7 +146,8 @@ class _Ahead:
         self._free_us = [other.free_us if other.free_us > now_us else now_us for other in others]
         self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
         self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
-        slo_us = max(1, head.deadline_us - head.arrival_us)
+        # Who is to come is like who waits: the shortest of their SLOs is what a burst would have.
+        slo_us = max(1, min(q.deadline_us - q.arrival_us for q in islice(view.queue, _LIKE)))
         self._due_us = due_us = now_us + slo_us - self._reply_us
         self._burst = policy.burst * view.rate.surprise(now_us)
         per_us = view.rate.per_s(now_us) / 1e6
