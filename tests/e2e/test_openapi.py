@@ -82,4 +82,4 @@ def test_answers_are_as_the_document_says(emulated: Running, mode: GenerationMod
             assert mode is GenerationMode.NEGATIVE  # an operation without parameters takes nothing that is wrong
     infer = seen["/v2/models/{model}/infer"]
     assert {400, 404} <= infer
-    assert 200 in infer or mode is GenerationMode.NEGATIVE
+    assert infer & {200, *UNAVAILABLE} or mode is GenerationMode.NEGATIVE  # some got as far as the queue
