@@ -7,6 +7,7 @@ kubectl (1.24 or newer); the rest needs nothing but Python.
 import functools
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -300,9 +301,10 @@ def test_redis_is_that_of_compose() -> None:
 def test_settings_are_read(service: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each service starts by its environment: ports and hosts are those that manifests name, the rest its defaults."""
     kind = KINDS[service["metadata"]["name"]]
+    for name in [name for name in os.environ if name.startswith("SUPERSERVE_")]:
+        monkeypatch.delenv(name)
     for name, value in environment(service).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("SUPERSERVE_REDIS", raising=False)
     settings = load(kind, [], "superserve")
     assert settings.redis == environment(service)["REDIS_URL"]
     expected = {"metrics": settings.metrics_port}
