@@ -60,6 +60,14 @@ class Bound:
         return cls(utility, served / queries, utility / served if served else float("nan"))
 
 
+def require_scipy() -> None:
+    """MissingExtraError without scipy: to be told before a run, not after it."""
+    try:
+        import scipy.optimize  # noqa: F401 - to see whether it is there
+    except ImportError as error:
+        raise MissingExtraError("scipy", "evaluate") from error
+
+
 def latency_factor(jitter: float, tail: float = 0.0) -> float:
     """Mean of what a simulated batch takes over its median: 1 + |N(0, jitter)|, doubled with probability `tail`."""
     return (1.0 + jitter * sqrt(2.0 / pi)) * (1.0 + tail)
@@ -519,11 +527,10 @@ class _Program:
 
     def solve(self) -> tuple[float, Floats]:
         """Return the most there is, and the variables that give it. Raises MissingExtraError without scipy."""
-        try:
-            from scipy.optimize import LinearConstraint, milp
-            from scipy.sparse import csr_array
-        except ImportError as error:
-            raise MissingExtraError("scipy", "evaluate") from error
+        require_scipy()
+        from scipy.optimize import LinearConstraint, milp
+        from scipy.sparse import csr_array
+
         if not self.size:
             return 0.0, np.zeros(0)
         gains, integral = np.concatenate(self._gains), np.concatenate(self._integral)

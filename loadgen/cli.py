@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    out: Path | None = arguments.out
-    _check_writable("out", out)
+    _check_writable("out", arguments.out)
     _check_plot(arguments.plot)
     options = ReplayOptions(
         url=arguments.url,
@@ -95,15 +94,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     )
     with progress_bar(Console(stderr=True)) as show:
         report = uvloop.run(replay(options, show))
-    to_stdout = out is not None and str(out) == "-"
-    if to_stdout:
-        print(report.to_json().decode())
-    elif out is not None:
-        report.save(out)
-    if arguments.plot is not None:
-        plot([report], arguments.plot)
-    _console(stderr=to_stdout).print(render_table([report]))
-    return 0
+    return _show([report], arguments)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
@@ -141,19 +132,23 @@ def _simulate(arguments: argparse.Namespace) -> int:
         check_policy(policy, profile)
     with counter(Console(stderr=True)) as count:
         reports = [simulate_policy(policy, options, count(policy)) for policy in specs]
+    return _show(reports, arguments, specs)
+
+
+def _show(reports: Sequence[Report], arguments: argparse.Namespace, names: Sequence[str] | None = None) -> int:
+    """Write the first report where --out says, draw all where --plot says, and print them side by side."""
     to_stdout = str(arguments.out) == "-"
     if to_stdout:
         print(reports[0].to_json().decode())
     elif arguments.out is not None:
         reports[0].save(arguments.out)
     if arguments.plot is not None:
-        plot(reports, arguments.plot, specs)
-    _console(stderr=to_stdout).print(render_table(reports, specs))
+        plot(reports, arguments.plot, names)
+    _console(stderr=to_stdout).print(render_table(reports, names))
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    require_matplotlib()
     options = EvaluateOptions(
         out=arguments.out, maf=arguments.maf, quick=arguments.quick, live=arguments.live, scale=arguments.scale
     )

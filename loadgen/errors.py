@@ -9,6 +9,8 @@ LoadgenError                exit code 1
     +-- ModelNotFoundError     the server does not have the model
 """
 
+from __future__ import annotations
+
 
 class LoadgenError(Exception):
     """Base of every error that a user is shown as one line."""
@@ -25,6 +27,11 @@ class InputError(LoadgenError):
         super().__init__(f"{key}={value}: {why}")
         self.key = key
         self.value = value
+        self.why = why
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
+        """Travel between processes: a pool waits for ever for an error that cannot be made again."""
+        return type(self), (self.key, self.value, self.why)
 
 
 class MissingExtraError(LoadgenError):
@@ -34,6 +41,12 @@ class MissingExtraError(LoadgenError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'superserve-mesh[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Travel between processes, as `InputError` does."""
+        return type(self), (self.package, self.extra)
 
 
 class ServerError(LoadgenError):

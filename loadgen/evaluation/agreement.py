@@ -37,7 +37,7 @@ from loadgen.evaluation.mesh import MODEL, emulated_mesh
 from loadgen.profiles import load_profile
 from loadgen.records import Records
 from loadgen.replay import ReplayOptions, record
-from loadgen.report import Report, RunInfo, make_report
+from loadgen.report import Report, make_report
 from loadgen.simulate import Conditions, Costs, Delays, Simulation
 
 MOST = {"attainment_difference": 0.01, "accuracy_difference": 0.3, "share_difference": 0.05}  # accuracy in points
@@ -206,18 +206,7 @@ def run_simulated(case: Case, header: str) -> Report:
     profile = load_profile(world.profile)
     workers = dict.fromkeys((f"worker-{i}" for i in range(world.workers)), profile)
     records = Simulation(fresh_scheduler(header), workers, world.conditions).run(world.workload())
-    info = RunInfo(
-        url="simulation",
-        model=MODEL,
-        trace=world.trace,
-        rate=world.rate,
-        duration_s=world.duration_s,
-        slo_ms=world.slo_ms,
-        seed=world.seed,
-        data="none",
-        started_at="",
-    )
-    return make_report(records, info)
+    return make_report(records, world.info(MODEL))
 
 
 def measure(live: Live, profile: Profile) -> Costs:

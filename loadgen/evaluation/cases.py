@@ -49,6 +49,20 @@ class World:
         """Make the queries."""
         return make_workload(self.trace, rate=self.rate, duration_s=self.duration_s, seed=self.seed, slo_ms=self.slo_ms)
 
+    def info(self, model: str) -> RunInfo:
+        """What a report of a simulation tells of its run."""
+        return RunInfo(
+            url="simulation",
+            model=model,
+            trace=self.trace,
+            rate=self.rate,
+            duration_s=self.duration_s,
+            slo_ms=self.slo_ms,
+            seed=self.seed,
+            data="none",
+            started_at="",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -99,18 +113,7 @@ def play(case: Case) -> Records:
 def run_case(case: Case) -> Result:
     """Simulate one case and report it."""
     world = case.world
-    info = RunInfo(
-        url="simulation",
-        model=world.profile,
-        trace=world.trace,
-        rate=world.rate,
-        duration_s=world.duration_s,
-        slo_ms=world.slo_ms,
-        seed=world.seed,
-        data="none",
-        started_at="",
-    )
-    return Result(case, make_report(play(case), info))
+    return Result(case, make_report(play(case), world.info(world.profile)))
 
 
 def run_bound(world: World, *, exact: bool = False) -> Bound:

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from loadgen.bounds import require_scipy
 from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.agreement import SCALE, LiveOptions, agreement
 from loadgen.evaluation.cases import run_all
@@ -21,6 +22,7 @@ from loadgen.evaluation.mesh import find_superserve
 from loadgen.evaluation.plots import draw_all
 from loadgen.evaluation.report import write_report
 from loadgen.evaluation.summary import summarise
+from loadgen.plot import require_matplotlib
 from loadgen.report import package_version
 from loadgen.workload import make_workload
 
@@ -45,10 +47,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run all, write `report.md`, `summary.json` and the plots into `out`; returns the summary.
 
-    InputError for a day that cannot be read, a folder that cannot be made, or what `agreement` cannot use.
+    InputError for a day that cannot be read, a folder that cannot be made, or what `agreement` cannot use;
+    MissingExtraError without matplotlib or scipy: all of them before anything is run.
     LoadgenError, once all is written, if a live scheduler's event log replays to other commands than were taken.
     """
     started = time.monotonic()
+    require_matplotlib()
+    require_scipy()
     live = _live(options)
     make_workload(options.maf, rate=100.0, duration_s=1.0)  # to be told now if it cannot be read
     try:

@@ -1,5 +1,6 @@
 """The evaluation: every experiment runs, its figures are consistent, and `equal` means what the report says."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 
 from common.sched.policies import available
 from loadgen.bounds import Bound
-from loadgen.errors import InputError
+from loadgen.errors import InputError, MissingExtraError
 from loadgen.evaluation import evaluate as evaluation
-from loadgen.evaluation.cases import Case, Result, Results, World, bound_world, run_case, run_rules
+from loadgen.evaluation.cases import Case, Result, Results, World, bound_world, run_all, run_case, run_rules
 from loadgen.evaluation.evaluate import EvaluateOptions, evaluate
 from loadgen.evaluation.experiments import FULL, Cell, Lengths, experiments
 from loadgen.evaluation.summary import gain
@@ -161,6 +162,23 @@ def test_unreadable_day_is_told_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no-such\.csv"):
         evaluate(EvaluateOptions(out=tmp_path / "out", maf="minutes:no-such.csv"), lambda done, total: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_extra_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without scipy the evaluation says so at once, and no folder is made."""
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(MissingExtraError, match=r"superserve-mesh\[evaluate\]"):
+        evaluate(EvaluateOptions(out=tmp_path / "out", quick=True), lambda done, total: None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.timeout(60)
+def test_an_error_of_a_run_reaches_who_asked() -> None:
+    """What a process of the pool cannot do ends the whole with that error, instead of waiting for ever."""
+    wrong = Case(world=replace(WORLD, profile="no-such"), policy="maxacc")
+    with pytest.raises(InputError, match="profile=no-such") as caught:
+        run_all([wrong], lambda done, total: None)
+    assert (caught.value.key, caught.value.value) == ("profile", "no-such")
 
 
 def made(figures: dict[str, tuple[float, float]]) -> Results:

@@ -16,7 +16,7 @@ asks six questions, and each has its reason:
    the measured rate, could all be met afterwards by the next lower hull subnet, on the times at which workers are
    predicted to be free. Otherwise one step down, and asked again. So accuracy falls one step before it must, not when
    it is late. What is behind runs on many workers, which are not all at their worst at once: three quarters of the
-   margin count there.
+   margin count there. Those to come have the shortest SLO that waits, not the head's, which may have time to spare.
 5. *What if a burst came now?* The worst surprise lately (rows that arrived in 20 ms beyond what the rate announced),
    `burst` times, must fit into what the workers can run with the smallest subnet within an SLO. More than once, because
    a burst may fall into two windows, or be larger than the last. The smallest subnet has much room where the rate is
