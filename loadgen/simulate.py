@@ -10,11 +10,13 @@ time of the last, as a gateway packs them: the core only queues them. That is mo
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, repeat
@@ -170,6 +172,11 @@ class Simulation:
 
     def run(self, workload: Workload, progress: Callable[[int], None] | None = None) -> Records:
         """Play a workload until every query has its outcome. A rejected query is an error with its reason."""
+        with _uncollected():
+            self._play(workload, progress)
+        return self._records(workload)
+
+    def _play(self, workload: Workload, progress: Callable[[int], None] | None) -> None:
         scheduler, heap = self.scheduler, self._heap
         alike = len({tenant.slo_ms for tenant in workload.tenants}) == 1
         for queries, times_us in _chunks(workload, self._conditions.costs):
@@ -193,7 +200,6 @@ class Simulation:
                 progress(queries[-1].id + 1)
         while heap or self._wake_us < NEVER:
             self._step()
-        return self._records(workload)
 
     def _step(self) -> None:
         """Let the next event but an arrival happen; a worker's before the core's wish to be woken at that time."""
@@ -317,6 +323,18 @@ def simulate(
     alike = dict.fromkeys((f"worker-{i}" for i in range(workers)), profile)
     announced = dict.fromkeys(alike, conditions.measured(profile, upper))
     return Simulation(scheduler, alike, conditions, announced, log).run(workload, progress)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage meanwhile: a run makes no cycles, and its queries would be walked over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _chunks(workload: Workload, costs: Costs | None) -> Iterator[tuple[tuple[Query, ...], list[int]]]:

@@ -286,7 +286,7 @@ class Scheduler:
             if late:
                 place = self._place(head, 2 * NEVER, now_us)
             if isinstance(place, Worker):
-                self._dispatch(place, late, now_us, out)
+                self._dispatch(head, place, late, now_us, out)
             elif isinstance(place, int):
                 self._wake_us = place
                 return
@@ -331,9 +331,8 @@ class Scheduler:
         # At this wake the last start that makes the deadline has passed, unless a worker can be filled before.
         return min(wake_us, last_us - delay_us + 1)
 
-    def _dispatch(self, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
+    def _dispatch(self, head: Query, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
         """Fill a worker with the head and what the policy packs with it, or let the head go if the policy says so."""
-        head = self._queue.head
         choice: Choice | None = None
         if not late:
             start_us = worker.start_us(now_us + self.delay.us, self.residuals, self.options.start_quantile)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator
-from itertools import pairwise
-from operator import lt
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain, pairwise
+from operator import attrgetter, lt
 
 from common.sched.types import DEADLINE_US, MIN_ACCURACY, ROWS, Query
 
@@ -15,9 +15,7 @@ _PASS_OVER = 64
 _COMPACT = 256
 """Slots freed at the front before the list may be compacted."""
 
-
-def _order(query: Query) -> tuple[int, int, int]:
-    return query.deadline_us, query.priority, query.id
+_order: Callable[[Query], tuple[int, int, int]] = attrgetter("deadline_us", "priority", "id")
 
 
 class EdfQueue:
@@ -85,8 +83,8 @@ class EdfQueue:
     def push(self, queries: Iterable[Query]) -> None:
         """Add queries, whose ids must not be in the queue."""
         items, queries = self._items, tuple(queries)
-        dues_us = [items[-1].deadline_us if self._front < len(items) else -1, *map(DEADLINE_US, queries)]
-        if all(map(lt, dues_us, dues_us[1:])):  # nearly always: they came in order
+        places = list(map(_order, chain(items[max(self._front, len(items) - 1) :], queries)))
+        if all(map(lt, places, places[1:])):  # nearly always: they came in order
             items += queries
         else:
             for query in queries:
