@@ -356,6 +356,11 @@ class Streams:
         with _translated():
             await self._redis.ping()
 
+    async def information(self) -> dict[str, Any]:
+        """Return what INFO tells of the server, its sections as one."""
+        with _translated():
+            return dict(await self._redis.info())
+
     async def server_time_us(self) -> int:
         """Return the Redis server's clock in microseconds since the epoch."""
         with _translated():

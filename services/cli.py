@@ -31,6 +31,7 @@ commands:
   scheduler   one scheduler: ingress stream to batches, each with its subnet
   worker      one worker: batches to answers; joins the mesh by itself
   status      models, workers, policies, queue and attainment of a mesh, as they are now
+  doctor      is Redis, this machine and the mesh as they have to be, and what to do if not
   policies    the scheduling policies and their options
   search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
   profile     how fast each subnet is on this device
@@ -119,6 +120,12 @@ def _status(flags: list[str]) -> int:
     return status(flags)
 
 
+def _doctor(flags: list[str]) -> int:
+    from services.doctor import run as doctor
+
+    return doctor(flags)
+
+
 def _search(flags: list[str]) -> int:
     from services.worker.searching import run as search
 
@@ -139,6 +146,7 @@ def _import(flags: list[str]) -> int:
 
 _TOOLS: dict[str, Callable[[list[str]], int]] = {
     "status": _status,
+    "doctor": _doctor,
     "policies": _policies,
     "search": _search,
     "profile": _profile,

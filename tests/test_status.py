@@ -135,9 +135,16 @@ async def test_what_was_served_is_shown(redis_url: str) -> None:
     counts = wire.SchedulerCounts(5, 12_340, [], {"small": 2, "large": 6}, 4, 8, 100_000, 4)
     mine = wire.GatewayCounts("g1", 12, 8, 1, {"expired": 1, "invalid": 2}, 10, 700.0)
     async with Peer(redis_url, model) as peer:
-        await peer.streams.publish_status(model, wire.encode(status), wire.encode(counts))
-        await peer.streams.publish_counts("g1", {model: wire.encode(mine)})
+
+        async def publish() -> None:
+            while True:  # what nobody refreshes lapses, sooner than a program starts on a busy machine
+                await peer.streams.publish_status(model, wire.encode(status), wire.encode(counts))
+                await peer.streams.publish_counts("g1", {model: wire.encode(mine)})
+                await asyncio.sleep(0.5)
+
+        publishing = asyncio.create_task(publish())
         code, out, err = await superserve("--redis", redis_url, "--model", model, "--interval-s", "0.1")
+        publishing.cancel()
     assert (code, err) == (0, "")
     assert f"{model}, ready" in out
     assert "policy slackfit:buckets=16, scheduler s1" in out
