@@ -133,7 +133,7 @@ async def _streams(streams: Streams) -> Finding:
         await streams.drop_lease(keys.leader(model), "doctor")
         await streams.delete(stream)
     except StreamsError as error:
-        advice = "give the user of this URL the rights of a service, +@all ~superserve:* at most; or free its memory"
+        advice = "give the user of this URL the rights that a service needs, and Redis room to write"
         return Finding("streams", "fail", error.message, advice)
     if len(entries) != 1 or left:
         return Finding("streams", "fail", f"read {len(entries)} of 1 entry, {len(left)} left", "is a proxy in between?")
