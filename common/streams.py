@@ -16,7 +16,7 @@ restart without AOF, a stream deleted by the scheduler): make it again and go on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from common import keys
 from common.errors import ConfigError, Unavailable
+from common.overview import Published
 from common.resp import Command, Connection
 
 if TYPE_CHECKING:
@@ -290,17 +291,50 @@ class Streams:
         with _translated():
             return sorted(name.decode() for name in await self._redis.smembers(keys.workers(model)))
 
-    async def publish_status(self, model: str, document: bytes) -> None:
-        """Publish the scheduler's status; it lapses by itself when no longer refreshed."""
+    async def publish_status(self, model: str, document: bytes, counts: bytes) -> None:
+        """Publish the scheduler's status and what it counts; both lapse by themselves when no longer refreshed."""
         with _translated():
-            await self._redis.set(keys.status(model), document, px=keys.STATUS_TTL_MS)
-            await self._redis.sadd(keys.MODELS, model)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.set(keys.status(model), document, px=keys.STATUS_TTL_MS)
+                pipe.set(keys.scheduler_counts(model), counts, px=keys.COUNTS_TTL_MS)
+                pipe.sadd(keys.MODELS, model)
+                await pipe.execute()
 
     async def read_statuses(self) -> dict[str, bytes | None]:
         """Return every model's status document by name; None where its scheduler is gone."""
         with _translated():
             models = sorted(name.decode() for name in await self._redis.smembers(keys.MODELS))
             return {model: await self._redis.get(keys.status(model)) for model in models}
+
+    async def publish_counts(self, gateway: str, documents: Mapping[str, bytes]) -> None:
+        """Publish what a gateway counts, by model; it lapses by itself when no longer refreshed."""
+        with _translated():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for model, document in documents.items():
+                    pipe.set(keys.gateway_counts(model, gateway), document, px=keys.COUNTS_TTL_MS)
+                    pipe.sadd(keys.gateways(model), gateway)
+                await pipe.execute()
+
+    async def withdraw_counts(self, gateway: str, models: Iterable[str]) -> None:
+        """Remove what a gateway has published."""
+        with _translated():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for model in models:
+                    pipe.delete(keys.gateway_counts(model, gateway))
+                    pipe.srem(keys.gateways(model), gateway)
+                await pipe.execute()
+
+    async def read_published(self) -> dict[str, Published]:
+        """Return all that schedulers and gateways publish, by model."""
+        with _translated():
+            models = sorted(name.decode() for name in await self._redis.smembers(keys.MODELS))
+            return {model: await self._published(model) for model in models}
+
+    async def _published(self, model: str) -> Published:
+        names = sorted(name.decode() for name in await self._redis.smembers(keys.gateways(model)))
+        wanted = (keys.status(model), keys.scheduler_counts(model), *(keys.gateway_counts(model, n) for n in names))
+        status, counts, *documents = await self._redis.mget(wanted)
+        return Published(status, counts, dict(zip(names, documents, strict=True)))
 
     async def take_lease(self, key: str, holder: str, ttl_ms: int) -> bool:
         """Take or renew a lease; False while somebody else holds it."""
