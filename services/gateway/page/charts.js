@@ -4,14 +4,13 @@ import { accuracy, clock, colour, element, percent, say, short, subnetColour, sw
 import { SPAN_S } from "./history.js";
 
 const SECONDS = Array.from({ length: SPAN_S }, (_, i) => i - SPAN_S + 1);
-const MINUTES = [-240, -180, -120, -60, 0];
+const MINUTES = [-240, -180, -120, -60, 0], FEW = [-240, -120, 0];
 const FONT = "11px system-ui, sans-serif";
-const HEIGHT = 150;
 
 // What each chart shows: `lines` of columns; `range` of its axis from the data's and the model's; `unit` for readers.
 const CHARTS = {
   arrivals: {
-    lines: [{ column: "arrivals", stroke: "accent", fill: "accent-soft" }, { column: "missed", stroke: "bad", fill: "bad-soft" }],
+    lines: [{ column: "arrivals", stroke: "accent", fill: "accent-soft" }, { column: "missed", fill: "bad", bars: true }],
     range: upFromZero(5), unit: "queries per second", tell: (v) => `${short(v[0])}/s, ${short(v[1])}/s missed`,
   },
   attainment: {
@@ -34,6 +33,10 @@ const CHARTS = {
   },
 };
 
+function sizeOf(place) {
+  return { width: place.clientWidth, height: place.clientHeight };
+}
+
 function upFromZero(least) {
   return (low, high) => [Math.min(0, low ?? 0), Math.max(least, (high ?? 0) * 1.1)];
 }
@@ -51,7 +54,7 @@ export class Charts {
     this.model = null;
     this.plots = [];
     this.resized = new ResizeObserver((entries) => {
-      for (const { target } of entries) target.plot?.setSize({ width: target.clientWidth, height: HEIGHT });
+      for (const { target } of entries) target.plot?.setSize(sizeOf(target));
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.plots.forEach((p) => p.redraw()));
   }
@@ -82,18 +85,18 @@ class Plot {
     this.place.replaceChildren();
     const best = Math.max(0, ...model.subnets.map((subnet) => subnet.accuracy));
     const series = what.lines.map((line) => ({
-      stroke: () => line.colour ?? colour(line.stroke),
+      stroke: () => line.colour ?? colour(line.stroke ?? line.fill),
       fill: () => line.colour ?? colour(line.fill),
       fillTo: line.to === "best" ? best : line.to ?? 0,
-      width: line.colour ? 0 : 1.75,
+      width: line.stroke ? 1.75 : 0,
+      paths: line.bars ? uPlot.paths.bars({ size: [1] }) : uPlot.paths.linear(),
       points: { show: false },
       spanGaps: false,
     }));
     const axis = { stroke: () => colour("muted"), font: FONT, ticks: { show: false } };
     const line = { stroke: () => colour("line"), width: 1 };
     this.plot = new uPlot({
-      width: this.place.clientWidth,
-      height: HEIGHT,
+      ...sizeOf(this.place),
       padding: [8, 12, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, sync: { key: "superserve" }, points: { size: 7 } },
@@ -102,7 +105,7 @@ class Plot {
         y: { range: (_, low, high) => what.range(low, high, model) },
       },
       axes: [
-        { ...axis, grid: line, size: 24, splits: () => MINUTES, values: (_, s) => s.map((x) => (x ? `${x / 60} min`.replace("-", "−") : "now")) },
+        { ...axis, grid: line, size: 24, splits: (plot) => (plot.width < 300 ? FEW : MINUTES), values: (_, s) => s.map((x) => (x ? `−${-x / 60} min` : "now")) },
         { ...axis, grid: line, size: 46, space: 32, values: (_, s) => s.map((y) => (y === null ? "" : short(y))) },
       ],
       series: [{}, ...series],
@@ -158,7 +161,8 @@ class MixPlot extends Plot {
     super("mix", { lines, range: upFromZero(5), unit: "queries per second by subnet", tell: (v) => told(v, model) }, model, resized);
     this.shares = model.subnets.map(() => element("b"));
     const rows = model.subnets.map((subnet, i) => element(
-      "li", {}, swatch(subnetColour(i, total)), `${subnet.id} · ${accuracy(subnet.accuracy)} %`, this.shares[i],
+      "li", {}, swatch(subnetColour(i, total)), element("span", { textContent: subnet.id, title: subnet.id }),
+      element("i", { textContent: `${accuracy(subnet.accuracy)} %` }), this.shares[i],
     ));
     document.getElementById("subnets").replaceChildren(...rows.reverse());
   }

@@ -38,8 +38,8 @@ export function clock(atS) {
   return CLOCK.format(new Date(atS * 1000));
 }
 
-export function count(number, noun) {
-  return `${short(number)} ${noun}${number === 1 ? "" : noun.endsWith("y") ? "" : "s"}`;
+export function count(number, one, many = `${one}s`) {
+  return `${short(number)} ${number === 1 ? one : many}`;
 }
 
 /** The colour of the subnet at `index` of `total`, ascending by accuracy. */

@@ -54,6 +54,7 @@ export class Workers {
     say(row.rate, worker.state === "lost" ? "0" : short(this.rate(worker, nowS)));
     say(row.idle, worker.batches > 1 ? milliseconds(worker.idle_ms.p50) : "–");
     say(row.place, `${worker.executor} · ${worker.device}`);
+    row.place.title = row.place.textContent;
     row.dot.style.background = subnetColour(subnet, model.subnets.length);
     row.dot.hidden = worker.subnet === null;
     draw(row.lane, samples.map((sample) => sample?.workers[worker.name]), model);
