@@ -5,6 +5,13 @@ import { accuracy, element, milliseconds, say, subnetColour, swatch } from "./fo
 const SAMPLES = ["t-shirt", "dress", "sandal", "sneaker", "bag", "boot"];
 const KINDS = ["image/png", "image/jpeg"];
 const STAGES = [["queue", "queue_ms"], ["inference", "inference_ms"], ["reply", null]];
+// Why an answer is degraded, as the scheduler says it.
+const REASONS = {
+  slack: "no slack for a better subnet",
+  floor: "only the accuracy asked for",
+  policy: "the policy saved time for others",
+  cap: "no better subnet to be had",
+};
 
 export class Ask {
   constructor() {
@@ -123,7 +130,12 @@ function told(answer, model, picture) {
   const best = Math.max(0, ...model.subnets.map((subnet) => subnet.accuracy));
   const index = model.subnets.findIndex((subnet) => subnet.id === parameters.subnet);
   const degraded = parameters.degraded ?? parameters.accuracy < best;
-  const why = parameters.degraded_reason ? `: ${parameters.degraded_reason}` : "";
+  const why = parameters.degraded_reason ? `, ${REASONS[parameters.degraded_reason] ?? parameters.degraded_reason}` : "";
+  const badge = (tone, textContent) => {
+    const made = element("span", { className: "badge", textContent });
+    made.dataset.tone = tone;
+    return made;
+  };
   const fact = (name, ...value) => [element("dt", { textContent: name }), element("dd", {}, ...value)];
   const label = parameters.label_name ?? JSON.stringify(answer.outputs[0]?.data?.slice(0, 4) ?? []);
   const head = element("div", { className: "said" }, element("strong", { textContent: label }));
@@ -134,12 +146,13 @@ function told(answer, model, picture) {
       "dl", {},
       ...fact("Subnet", swatch(subnetColour(index, model.subnets.length)), element("span", { className: "subnet", textContent: parameters.subnet })),
       ...fact("Accuracy", `${accuracy(parameters.accuracy)} % by its profile; the best has ${accuracy(best)} %`),
-      ...fact("Degraded", element("span", { className: "badge", textContent: degraded ? `yes${why}` : "no" })),
-      ...fact("Deadline", element("span", { className: "badge", textContent: parameters.deadline_met ? "met" : "missed" })),
+      ...fact("Degraded", degraded ? badge("warn", `yes${why}`) : badge("good", "no")),
+      ...fact("Deadline", parameters.deadline_met ? badge("good", "met") : badge("bad", "missed")),
       ...fact("Served by", `${parameters.worker}, batch of ${parameters.batch_size}`),
       ...fact("Query", element("code", { textContent: parameters.query_id })),
     ),
     stages(parameters),
+    parameters.executor === "emulated" ? element("p", { className: "muted", textContent: "An emulated worker keeps time and computes nothing: its label means nothing." }) : "",
   );
 }
 

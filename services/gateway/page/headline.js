@@ -22,7 +22,7 @@ export function headline(model, now) {
 
   const tone = toneOf(now.attainment);
   fill("tile-attainment", percent(now.attainment), now.slo ? `${count(now.missed, "query", "queries")} missed in ${WINDOW_S} s` : "no query lately", tone);
-  fill("tile-accuracy", accuracy(now.accuracy), best ? `subnets: ${accuracy(least)} to ${accuracy(best)} %` : "no subnet known", given === null ? "idle" : given > BENT ? "warn" : "good");
+  fill("tile-accuracy", accuracy(now.accuracy), best ? `${accuracy(least)} – ${accuracy(best)} % possible` : "no subnet known", given === null ? "idle" : given > BENT ? "warn" : "good");
   fill("tile-arrivals", short(now.arrivals), `mean of ${WINDOW_S} s`, "plain");
   fill("tile-queue", short(model.queue.queries), model.head_slack_ms === null ? "nobody waits" : `most urgent: ${short(model.head_slack_ms)} ms left`, model.head_slack_ms !== null && model.head_slack_ms < 0 ? "bad" : "plain");
   fill("tile-slack", short(now.slackMs), now.slackMs === null ? "no batch lately" : "left to the deadline", now.slackMs === null ? "idle" : "plain");

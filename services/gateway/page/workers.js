@@ -45,7 +45,8 @@ export class Workers {
     if (!row) {
       row = makeRow(worker.name);
       this.rows.set(worker.name, row);
-      this.table.tBodies[0].append(row.line);
+      const names = [...this.rows.keys()].sort();
+      this.table.tBodies[0].append(...names.map((name) => this.rows.get(name).line));
     }
     const subnet = model.subnets.findIndex((one) => one.id === worker.subnet);
     row.line.dataset.state = row.state.dataset.state = worker.state;
