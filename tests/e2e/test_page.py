@@ -192,9 +192,7 @@ def test_it_reads_well_in_any_light_and_width(emulated: Running, scheme: str, wi
         ratio, element = tab.run(CONTRAST)
         assert ratio >= 4.5, element
         assert tab.run("return document.documentElement.scrollWidth") <= width
-        right = (
-            "return Math.max(...[...document.querySelectorAll('canvas')].map((e) => e.getBoundingClientRect().right))"
-        )
+        edges = "[...document.querySelectorAll('canvas')].map((e) => e.getBoundingClientRect().right)"
         assert tab.run(f"return Math.max(...{edges})") <= width
 
 

@@ -42,16 +42,16 @@ export class Ask {
     document.getElementById("samples").append(...SAMPLES.map((name) => this.sample(name)));
   }
 
-  /** Offer what a model takes; `model` of the overview, None known: null. */
+  /** Offer what a model takes; null: none is known. Its inputs are known with its subnets, from its first worker on. */
   async show(model) {
     this.model = model;
-    if (!model || model.name === this.asked) return;
+    if (!model?.subnets.length || model.name === this.asked) return;
     this.asked = model.name;
     this.answer.replaceChildren();
     const response = await fetch(`v2/models/${encodeURIComponent(model.name)}`).catch(() => null);
     if (!response?.ok) {
-      this.asked = null; // its inputs are known once it has had a worker
-      return this.offer(null, false, "Queries can be sent once the model has had a worker.");
+      this.asked = null;
+      return;
     }
     const { inputs } = await response.json();
     const [input] = inputs;
