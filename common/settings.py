@@ -57,7 +57,7 @@ class ServiceSettings(BaseSettings):
         """Return every setting as it may be logged: a password in the URL of Redis is left out."""
         settings = self.model_dump()
         if settings["redis"] is not None:
-            settings["redis"] = _PASSWORD.sub(r"\1***@", settings["redis"])
+            settings["redis"] = without_password(settings["redis"])
         return settings
 
 
@@ -186,6 +186,17 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
         raise ConfigError("; ".join(problems)) from error
     except SettingsError as error:
         raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error
+
+
+def redis_url() -> str:
+    """Return the URL of Redis for a command that was given none: the environment's, else that of every service."""
+    found = os.environ.get(f"{ENV_PREFIX}REDIS") or os.environ.get(REDIS_URL)
+    return found or str(ServiceSettings.model_fields["redis"].default)
+
+
+def without_password(url: str) -> str:
+    """Return the URL of Redis as it may be shown."""
+    return _PASSWORD.sub(r"\1***@", url)
 
 
 def child_environment() -> dict[str, str]:

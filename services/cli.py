@@ -30,6 +30,7 @@ commands:
   gateway     one gateway: HTTP (Open Inference Protocol v2) to the ingress stream
   scheduler   one scheduler: ingress stream to batches, each with its subnet
   worker      one worker: batches to answers; joins the mesh by itself
+  status      models, workers, policies, queue and attainment of a mesh, as they are now
   policies    the scheduling policies and their options
   search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
   profile     how fast each subnet is on this device
@@ -112,6 +113,12 @@ def _up(settings: UpSettings) -> Service:
     return Up(settings)
 
 
+def _status(flags: list[str]) -> int:
+    from services.status import run as status
+
+    return status(flags)
+
+
 def _search(flags: list[str]) -> int:
     from services.worker.searching import run as search
 
@@ -131,6 +138,7 @@ def _import(flags: list[str]) -> int:
 
 
 _TOOLS: dict[str, Callable[[list[str]], int]] = {
+    "status": _status,
     "policies": _policies,
     "search": _search,
     "profile": _profile,
