@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from common.errors import BadRequest
+from common.overview import comparable, gained, of_model
 from services.gateway.options import MAX_INTEGER
 
 if TYPE_CHECKING:
@@ -54,35 +55,20 @@ class History:
 
 
 def sample(before: Document | None, document: Document) -> dict[str, Any]:
-    """Return what is drawn of each model: its state, and what was counted since the document before.
-
-    Where a process that counts came or went between the two there is no difference, and the counts are left out.
-    """
-    earlier: dict[str, Document] = {}
-    if before is not None and before["gateways"] == document["gateways"]:
-        earlier = {model["name"]: model for model in before["models"]}
+    """Return what is drawn of each model: its state, and what was counted since the document before, if comparable."""
     models = {}
     for model in document["models"]:
-        found = models[model["name"]] = {
+        name = model["name"]
+        found = models[name] = {
             "queue": model["queue"]["queries"],
             "workers": {worker["name"]: (worker["state"], worker["subnet"]) for worker in model["workers"]},
         }
-        known = earlier.get(model["name"])
-        if before is not None and known is not None and known["scheduler"] == model["scheduler"] != "":
-            found["span_s"] = (document["now_us"] - before["now_us"]) / SECOND_US
-            found |= _gained(known["totals"], model["totals"])
+        if before is None or not comparable(before, document, name):
+            continue
+        known = of_model(before, name)
+        assert known is not None
+        counts = gained(known["totals"], model["totals"])
+        found |= {key: counts[key] for key in COUNTS}
+        found["subnets"] = {subnet: count for subnet, count in counts["subnets"].items() if count}
+        found["span_s"] = (document["now_us"] - before["now_us"]) / SECOND_US
     return models
-
-
-def _gained(before: Document, now: Document) -> dict[str, Any]:
-    """Return what the counts grew by; one that shrank belongs to a process that began anew, and is its own growth."""
-
-    def gain(key: str, before: Document, now: Document) -> Any:
-        grown = now[key] - before.get(key, 0)
-        return grown if grown >= 0 else now[key]
-
-    subnets = {subnet: gain(subnet, before["subnets"], now["subnets"]) for subnet in now["subnets"]}
-    return {
-        **{key: gain(key, before, now) for key in COUNTS},
-        "subnets": {subnet: grown for subnet, grown in subnets.items() if grown},
-    }

@@ -11,7 +11,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from common.errors import NotFound, Unavailable
 from services.gateway import openapi
-from services.gateway.bodies import deflate
 from services.gateway.http import JSON, MethodNotAllowed, Request, Response
 from services.gateway.model import VERSION
 from services.gateway.static import Page
@@ -62,7 +61,7 @@ class Routes:
             "/v2/health/live": ("GET", lambda _: _json({"live": True})),
             "/v2/health/ready": ("GET", self._ready),
             "/v2/overview": ("GET", lambda _: _json(overview())),
-            "/v2/overview/history": ("GET", lambda asked: _deflated(asked, history.after(asked.query))),
+            "/v2/overview/history": ("GET", lambda asked: Response(200, history.after(asked.query))),
             "/v2/models": ("GET", lambda _: _json({"models": self._index()})),
             "/v2/models/stats": ("GET", lambda _: _json({"model_stats": [self._stats(name) for name in self._links]})),
             "/v2/repository/index": ("POST", lambda _: _json(self._index())),
@@ -165,7 +164,3 @@ def _allow(request: Request, method: str) -> None:
 
 def _json(document: Any, status: int = 200) -> Response:
     return Response(status, orjson.dumps(document), JSON)
-
-
-def _deflated(request: Request, body: bytes) -> Response:
-    return deflate(Response(200, body, JSON), request.headers.get("Accept-Encoding", ""))
