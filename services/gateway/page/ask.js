@@ -4,7 +4,11 @@ import { accuracy, element, milliseconds, say, subnetColour, swatch } from "./fo
 
 const SAMPLES = ["t-shirt", "dress", "sandal", "sneaker", "bag", "boot"];
 const KINDS = ["image/png", "image/jpeg"];
-const STAGES = [["queue", "queue_ms"], ["inference", "inference_ms"], ["reply", null]];
+const STAGES = [
+  ["queue", "queue_ms"],
+  ["inference", "inference_ms"],
+  ["reply", null],
+];
 // Why an answer is degraded, as the scheduler says it.
 const REASONS = {
   slack: "no slack for a better subnet",
@@ -20,7 +24,8 @@ export class Ask {
     this.none = document.getElementById("ask-none");
     this.error = document.getElementById("ask-error");
     this.answer = document.getElementById("answer");
-    const file = document.getElementById("file"), drop = document.getElementById("drop");
+    const file = document.getElementById("file"),
+      drop = document.getElementById("drop");
     file.addEventListener("change", () => {
       if (file.files.length) this.picture(file.files[0]);
       file.value = ""; // the same file may be chosen again
@@ -87,7 +92,8 @@ export class Ask {
   }
 
   picture(file) {
-    if (!KINDS.includes(file.type)) return this.fail(`${file.name || "This"} is ${file.type || "of no known type"}: PNG or JPEG, please.`);
+    if (!KINDS.includes(file.type))
+      return this.fail(`${file.name || "This"} is ${file.type || "of no known type"}: PNG or JPEG, please.`);
     return this.send(file, file.type, URL.createObjectURL(file));
   }
 
@@ -130,7 +136,9 @@ function told(answer, model, picture) {
   const best = Math.max(0, ...model.subnets.map((subnet) => subnet.accuracy));
   const index = model.subnets.findIndex((subnet) => subnet.id === parameters.subnet);
   const degraded = parameters.degraded ?? parameters.accuracy < best;
-  const why = parameters.degraded_reason ? `, ${REASONS[parameters.degraded_reason] ?? parameters.degraded_reason}` : "";
+  const why = parameters.degraded_reason
+    ? `, ${REASONS[parameters.degraded_reason] ?? parameters.degraded_reason}`
+    : "";
   const badge = (tone, textContent) => {
     const made = element("span", { className: "badge", textContent });
     made.dataset.tone = tone;
@@ -141,10 +149,17 @@ function told(answer, model, picture) {
   const head = element("div", { className: "said" }, element("strong", { textContent: label }));
   if (picture) head.prepend(element("img", { src: picture, alt: "The picture sent", width: 64, height: 64 }));
   return element(
-    "div", { className: "answer" }, head,
+    "div",
+    { className: "answer" },
+    head,
     element(
-      "dl", {},
-      ...fact("Subnet", swatch(subnetColour(index, model.subnets.length)), element("span", { className: "subnet", textContent: parameters.subnet })),
+      "dl",
+      {},
+      ...fact(
+        "Subnet",
+        swatch(subnetColour(index, model.subnets.length)),
+        element("span", { className: "subnet", textContent: parameters.subnet }),
+      ),
       ...fact("Accuracy", `${accuracy(parameters.accuracy)} % by its profile; the best has ${accuracy(best)} %`),
       ...fact("Degraded", degraded ? badge("warn", `yes${why}`) : badge("good", "no")),
       ...fact("Deadline", parameters.deadline_met ? badge("good", "met") : badge("bad", "missed")),
@@ -152,7 +167,12 @@ function told(answer, model, picture) {
       ...fact("Query", element("code", { textContent: parameters.query_id })),
     ),
     stages(parameters),
-    parameters.executor === "emulated" ? element("p", { className: "muted", textContent: "An emulated worker keeps time and computes nothing: its label means nothing." }) : "",
+    parameters.executor === "emulated"
+      ? element("p", {
+          className: "muted",
+          textContent: "An emulated worker keeps time and computes nothing: its label means nothing.",
+        })
+      : "",
   );
 }
 
@@ -160,12 +180,23 @@ function told(answer, model, picture) {
 function stages(parameters) {
   const reply = Math.max(0, parameters.total_ms - parameters.queue_ms - parameters.inference_ms);
   const times = STAGES.map(([name, key]) => [name, key ? parameters[key] : reply]);
-  const bar = element("div", { className: "bar", ariaHidden: "true" }, ...times.map(([name, ms]) => {
-    const part = element("span", { className: `stage-${name}` });
-    part.style.flexGrow = ms / parameters.total_ms;
-    return part;
-  }));
-  const words = times.map(([name, ms]) => element("li", { className: `key-${name}` }, `${name} `, element("b", { textContent: milliseconds(ms) })));
-  const total = element("p", { className: "total" }, "Answered in ", element("b", { textContent: milliseconds(parameters.total_ms) }));
+  const bar = element(
+    "div",
+    { className: "bar", ariaHidden: "true" },
+    ...times.map(([name, ms]) => {
+      const part = element("span", { className: `stage-${name}` });
+      part.style.flexGrow = ms / parameters.total_ms;
+      return part;
+    }),
+  );
+  const words = times.map(([name, ms]) =>
+    element("li", { className: `key-${name}` }, `${name} `, element("b", { textContent: milliseconds(ms) })),
+  );
+  const total = element(
+    "p",
+    { className: "total" },
+    "Answered in ",
+    element("b", { textContent: milliseconds(parameters.total_ms) }),
+  );
   return element("div", { className: "stages" }, total, bar, element("ul", { className: "legend" }, ...words));
 }

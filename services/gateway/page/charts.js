@@ -1,37 +1,56 @@
 // The charts, by uPlot: the last five minutes on one fixed axis, so that what moves is the data and never the frame.
 
 import { accuracy, clock, colour, element, percent, say, short, subnetColour, swatch } from "./format.js";
-import { SPAN_S } from "./history.js";
+import { SPAN_S, WINDOW_S } from "./history.js";
 
 const SECONDS = Array.from({ length: SPAN_S }, (_, i) => i - SPAN_S + 1);
-const MINUTES = [-240, -180, -120, -60, 0], FEW = [-240, -120, 0];
+const MINUTES = [-240, -180, -120, -60, 0],
+  FEW = [-240, -120, 0];
 const FONT = "11px system-ui, sans-serif";
 
 // What each chart shows: `lines` of columns; `range` of its axis from the data's and the model's; `unit` for readers.
 const CHARTS = {
   arrivals: {
-    lines: [{ column: "arrivals", stroke: "accent", fill: "accent-soft" }, { column: "missed", fill: "bad", bars: true }],
-    range: upFromZero(5), unit: "queries per second", tell: (v) => `${short(v[0])}/s, ${short(v[1])}/s missed`,
+    lines: [
+      { column: "arrivals", stroke: "accent", fill: "accent-soft" },
+      { column: "missed", fill: "bad", bars: true },
+    ],
+    range: upFromZero(5),
+    unit: "queries per second",
+    tell: (v) => `${short(v[0])}/s, ${short(v[1])}/s missed`,
   },
   attainment: {
     lines: [{ column: "attainment", stroke: "good", fill: "bad-soft", to: 100 }],
     range: (low) => [Math.min(90, Math.floor((low ?? 100) / 10) * 10), 100.5],
-    unit: "percent answered in time", tell: (v) => `${percent(v[0])} %`,
+    unit: "percent answered in time",
+    tell: (v) => `${percent(v[0])} %`,
   },
   accuracy: {
     lines: [{ column: "accuracy", stroke: "accent", fill: "warn-soft", to: "best" }],
     range: (low, high, model) => accuracyRange(low, high, model),
-    unit: "percent", tell: (v) => `${accuracy(v[0])} %`,
+    unit: "percent",
+    tell: (v) => `${accuracy(v[0])} %`,
   },
   queue: {
     lines: [{ column: "queue", stroke: "accent", fill: "accent-soft" }],
-    range: upFromZero(5), unit: "queries waiting", tell: (v) => short(v[0]),
+    range: upFromZero(5),
+    unit: "queries waiting",
+    tell: (v) => short(v[0]),
   },
   slack: {
     lines: [{ column: "slack", stroke: "accent", fill: "accent-soft" }],
-    range: upFromZero(10), unit: "milliseconds left to the deadline", tell: (v) => `${short(v[0])} ms`,
+    range: upFromZero(10),
+    unit: "milliseconds left to the deadline",
+    tell: (v) => `${short(v[0])} ms`,
   },
 };
+
+/** The values that no line reaches, for nothing is known before and after: they are drawn as points. */
+function alone(plot, series) {
+  const values = plot.data[series];
+  const known = (i) => values[i] !== null && values[i] !== undefined;
+  return [...SECONDS.keys()].filter((i) => known(i) && !known(i - 1) && !known(i + 1));
+}
 
 function sizeOf(place) {
   return { width: place.clientWidth, height: place.clientHeight };
@@ -43,7 +62,8 @@ function upFromZero(least) {
 
 function accuracyRange(low, high, model) {
   const known = model.subnets.map((subnet) => subnet.accuracy);
-  const bottom = Math.min(...known, low ?? 100), top = Math.max(...known, high ?? 0);
+  const bottom = Math.min(...known, low ?? 100),
+    top = Math.max(...known, high ?? 0);
   const room = Math.max(0.5, (top - bottom) * 0.08);
   return [bottom - room, top + room];
 }
@@ -87,30 +107,40 @@ class Plot {
     const series = what.lines.map((line) => ({
       stroke: () => line.colour ?? colour(line.stroke ?? line.fill),
       fill: () => line.colour ?? colour(line.fill),
-      fillTo: line.to === "best" ? best : line.to ?? 0,
+      fillTo: line.to === "best" ? best : (line.to ?? 0),
       width: line.stroke ? 1.75 : 0,
       paths: line.bars ? uPlot.paths.bars({ size: [1] }) : uPlot.paths.linear(),
-      points: { show: false },
+      points: { show: Boolean(line.stroke), size: 5, filter: alone },
       spanGaps: false,
     }));
     const axis = { stroke: () => colour("muted"), font: FONT, ticks: { show: false } };
     const line = { stroke: () => colour("line"), width: 1 };
-    this.plot = new uPlot({
-      ...sizeOf(this.place),
-      padding: [8, 12, 0, 0],
-      legend: { show: false },
-      cursor: { y: false, drag: { x: false, y: false }, sync: { key: "superserve" }, points: { size: 7 } },
-      scales: {
-        x: { time: false, range: [SECONDS[0], 0] },
-        y: { range: (_, low, high) => what.range(low, high, model) },
+    this.plot = new uPlot(
+      {
+        ...sizeOf(this.place),
+        padding: [8, 12, 0, 0],
+        legend: { show: false },
+        cursor: { y: false, drag: { x: false, y: false }, sync: { key: "superserve" }, points: { size: 7 } },
+        scales: {
+          x: { time: false, range: [SECONDS[0], 0] },
+          y: { range: (_, low, high) => what.range(low, high, model) },
+        },
+        axes: [
+          {
+            ...axis,
+            grid: line,
+            size: 24,
+            splits: (plot) => (plot.width < 300 ? FEW : MINUTES),
+            values: (_, s) => s.map((x) => (x ? `−${-x / 60} min` : "now")),
+          },
+          { ...axis, grid: line, size: 46, space: 32, values: (_, s) => s.map((y) => (y === null ? "" : short(y))) },
+        ],
+        series: [{}, ...series],
+        hooks: { setCursor: [(plot) => this.point(plot.cursor.idx)] },
       },
-      axes: [
-        { ...axis, grid: line, size: 24, splits: (plot) => (plot.width < 300 ? FEW : MINUTES), values: (_, s) => s.map((x) => (x ? `−${-x / 60} min` : "now")) },
-        { ...axis, grid: line, size: 46, space: 32, values: (_, s) => s.map((y) => (y === null ? "" : short(y))) },
-      ],
-      series: [{}, ...series],
-      hooks: { setCursor: [(plot) => this.point(plot.cursor.idx)] },
-    }, this.data, this.place);
+      this.data,
+      this.place,
+    );
     this.place.plot = this.plot;
     resized.observe(this.place);
     this.empty = element("p", { className: "nothing", textContent: "nothing yet" });
@@ -133,7 +163,10 @@ class Plot {
     this.empty.hidden = this.values.some((column) => column.some((value) => value !== null));
     this.point(this.plot.cursor.idx);
     const now = this.values.map((column) => column[SPAN_S - 1]);
-    this.place.setAttribute("aria-label", `${this.figure.querySelector("h2").textContent}, last five minutes, ${this.what.unit}; now ${this.what.tell(now)}`);
+    this.place.setAttribute(
+      "aria-label",
+      `${this.figure.querySelector("h2").textContent}, last five minutes, ${this.what.unit}; now ${this.what.tell(now)}`,
+    );
   }
 
   pick(columns) {
@@ -158,12 +191,23 @@ class MixPlot extends Plot {
   constructor(model, resized) {
     const total = model.subnets.length;
     const lines = model.subnets.map((_, i) => ({ colour: subnetColour(i, total) }));
-    super("mix", { lines, range: upFromZero(5), unit: "queries per second by subnet", tell: (v) => told(v, model) }, model, resized);
+    super(
+      "mix",
+      { lines, range: upFromZero(5), unit: "queries per second by subnet", tell: (v) => told(v, model) },
+      model,
+      resized,
+    );
     this.shares = model.subnets.map(() => element("b"));
-    const rows = model.subnets.map((subnet, i) => element(
-      "li", {}, swatch(subnetColour(i, total)), element("span", { textContent: subnet.id, title: subnet.id }),
-      element("i", { textContent: `${accuracy(subnet.accuracy)} %` }), this.shares[i],
-    ));
+    const rows = model.subnets.map((subnet, i) =>
+      element(
+        "li",
+        {},
+        swatch(subnetColour(i, total)),
+        element("span", { textContent: subnet.id, title: subnet.id }),
+        element("i", { textContent: `${accuracy(subnet.accuracy)} %` }),
+        this.shares[i],
+      ),
+    );
     document.getElementById("subnets").replaceChildren(...rows.reverse());
   }
 
@@ -174,15 +218,22 @@ class MixPlot extends Plot {
   /** Cumulative from the last one down; the tallest is drawn first and the others over it. */
   stack(values) {
     const heights = new Array(SPAN_S).fill(0);
-    return values.toReversed().map((column) => column.map((value, i) => {
-      heights[i] += value ?? 0;
-      return value === null ? null : heights[i];
-    })).reverse();
+    return values
+      .toReversed()
+      .map((column) =>
+        column.map((value, i) => {
+          heights[i] += value ?? 0;
+          return value === null ? null : heights[i];
+        }),
+      )
+      .reverse();
   }
 
   point(index) {
     super.point(index);
-    const values = this.values?.map((column) => column[index ?? SPAN_S - 1] ?? 0) ?? [];
+    const sum = (column) => column.slice(-WINDOW_S).reduce((total, value) => total + value, 0);
+    const values =
+      this.values?.map((column) => (index === null || index === undefined ? sum(column) : (column[index] ?? 0))) ?? [];
     const total = values.reduce((sum, value) => sum + value, 0);
     this.shares?.forEach((share, i) => say(share, total ? `${Math.round((100 * values[i]) / total)} %` : ""));
   }

@@ -2,15 +2,26 @@
 
 export const NONE = "–";
 
-const ROUND = [0, 1, 2].map((digits) => new Intl.NumberFormat("en", {
-  minimumFractionDigits: digits, maximumFractionDigits: digits,
-}));
+const ROUND = [0, 1, 2].map(
+  (digits) =>
+    new Intl.NumberFormat("en", {
+      minimumFractionDigits: digits,
+      maximumFractionDigits: digits,
+    }),
+);
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 // From the least accurate subnet to the most accurate: lightness and hue both change, so that eyes of any kind tell
 // neighbours apart, and none of them is the red that means bad.
-const RAMP = [[222, 170, 22], [132, 178, 66], [40, 160, 140], [42, 132, 196], [98, 104, 226], [140, 82, 196]];
+const RAMP = [
+  [222, 170, 22],
+  [132, 178, 66],
+  [40, 160, 140],
+  [42, 132, 196],
+  [98, 104, 226],
+  [140, 82, 196],
+];
 
 /** A number with as many digits as matter: 0.42, 4.2, 42, 4,200, 42K. */
 export function short(value) {

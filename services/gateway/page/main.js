@@ -29,7 +29,10 @@ async function tick() {
   clearTimeout(timer);
   const started = performance.now();
   try {
-    const [found, sampled] = await Promise.all([read("v2/overview"), read(`v2/overview/history?after=${history.last}`)]);
+    const [found, sampled] = await Promise.all([
+      read("v2/overview"),
+      read(`v2/overview/history?after=${history.last}`),
+    ]);
     if (found.now_us / 1e6 < history.last - PATIENCE_MS / 1000) history.clear(); // another Redis, with another clock
     overview = found;
     history.add(sampled.samples);
@@ -50,11 +53,22 @@ function show() {
   if (goneSince !== null) {
     silent("bad", "The gateway does not answer", "What is shown is the last that it said. Trying again every second.");
   } else if (!model) {
-    silent("idle", "No model yet", "Launch a scheduler and a worker: superserve scheduler --model NAME, superserve worker --model NAME");
+    silent(
+      "idle",
+      "No model yet",
+      "Launch a scheduler and a worker: superserve scheduler --model NAME, superserve worker --model NAME",
+    );
   }
   if (!model) return;
   const samples = history.of(model.name);
-  charts.show(model, columns(samples, model.subnets.map((subnet) => subnet.id)), history.last);
+  charts.show(
+    model,
+    columns(
+      samples,
+      model.subnets.map((subnet) => subnet.id),
+    ),
+    history.last,
+  );
   workers.show(model, samples, overview.now_us / 1e6);
   if (goneSince === null) headline(model, recent(samples));
   say(document.getElementById("policy"), model.policy ? `policy ${model.policy}` : "no scheduler");
@@ -72,7 +86,9 @@ function choices() {
   const shown = [...select.options].map((option) => option.value);
   if (names.length && names.join("\n") === shown.join("\n")) return;
   const chosen = select.value;
-  select.replaceChildren(...(names.length ? names : ["none yet"]).map((name) => element("option", { textContent: name })));
+  select.replaceChildren(
+    ...(names.length ? names : ["none yet"]).map((name) => element("option", { textContent: name })),
+  );
   select.disabled = names.length < 2;
   if (names.includes(chosen)) select.value = chosen;
 }

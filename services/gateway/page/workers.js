@@ -58,7 +58,11 @@ export class Workers {
     row.place.title = row.place.textContent;
     row.dot.style.background = subnetColour(subnet, model.subnets.length);
     row.dot.hidden = worker.subnet === null;
-    draw(row.lane, samples.map((sample) => sample?.workers[worker.name]), model);
+    draw(
+      row.lane,
+      samples.map((sample) => sample?.workers[worker.name]),
+      model,
+    );
     row.lane.setAttribute("aria-label", `${worker.name} over five minutes; now ${worker.state}`);
   }
 
@@ -76,22 +80,33 @@ export class Workers {
 
 function makeRow(name) {
   const cell = (className = "", ...children) => element("td", { className }, ...children);
-  const state = element("span", { className: "badge" }), subnet = element("span");
+  const state = element("span", { className: "badge" }),
+    subnet = element("span");
   const dot = element("span", { className: "swatch", ariaHidden: "true", hidden: true });
-  const rate = cell("number"), idle = cell("number wide"), place = cell("wide");
+  const rate = cell("number"),
+    idle = cell("number wide"),
+    place = cell("wide");
   const lane = element("canvas", { height: LANE_HEIGHT });
   lane.setAttribute("role", "img");
   const line = element(
-    "tr", {}, element("th", { scope: "row", textContent: name }), cell("", state), cell("subnet", dot, subnet),
-    rate, idle, place, cell("lane", lane),
+    "tr",
+    {},
+    element("th", { scope: "row", textContent: name }),
+    cell("", state),
+    cell("subnet", dot, subnet),
+    rate,
+    idle,
+    place,
+    cell("lane", lane),
   );
   return { line, state, subnet, dot, rate, idle, place, lane };
 }
 
-/** Colour one second after the other: its subnet's while busy, and what page.css has for the other states. */
+/** Colour one second after the other: its subnet's while busy, lower what does no work, as page.css has it. */
 function draw(lane, states, model) {
   const scale = devicePixelRatio || 1;
-  const width = Math.round(lane.clientWidth * scale), height = Math.round(LANE_HEIGHT * scale);
+  const width = Math.round(lane.clientWidth * scale),
+    height = Math.round(LANE_HEIGHT * scale);
   if (!width) return;
   if (lane.width !== width || lane.height !== height) Object.assign(lane, { width, height });
   const context = lane.getContext("2d");
@@ -101,8 +116,9 @@ function draw(lane, states, model) {
   states.forEach((known, second) => {
     if (!known) return;
     const [state, subnet] = known;
-    const left = Math.floor((second * width) / SPAN_S), right = Math.floor(((second + 1) * width) / SPAN_S);
-    const low = state === "idle" ? 0.6 : 0;
+    const left = Math.floor((second * width) / SPAN_S),
+      right = Math.floor(((second + 1) * width) / SPAN_S);
+    const low = state === "idle" || state === "draining" ? 0.6 : 0;
     context.fillStyle = state === "busy" ? subnetColour(ids.indexOf(subnet), ids.length) : fills[state];
     context.fillRect(left, low * height, right - left, (1 - low) * height);
   });
@@ -111,5 +127,8 @@ function draw(lane, states, model) {
 /** How many workers are in which state, in words, the worst last. */
 export function census(workers) {
   const told = STATES.map((state) => [workers.filter((worker) => worker.state === state).length, state]);
-  return told.filter(([number]) => number).map(([number, state]) => `${number} ${state}`).join(", ");
+  return told
+    .filter(([number]) => number)
+    .map(([number, state]) => `${number} ${state}`)
+    .join(", ");
 }
