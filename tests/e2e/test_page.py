@@ -225,7 +225,8 @@ def test_silent_gateway_is_told_and_its_return_too(start: Launch) -> None:
 
 
 def test_mesh_without_anything_says_what_to_launch() -> None:
-    """Before a scheduler the page says so; with one and no worker it names the command that launches one."""
+    """Before a scheduler the page says so; with one and no worker it names the command that launches one; of two models
+    a person chooses."""
     with embedded.server() as redis:
 
         def service(*arguments: str) -> "subprocess.Popen[str]":
@@ -243,6 +244,15 @@ def test_mesh_without_anything_says_what_to_launch() -> None:
                 tab.wait(lambda: tab.text("#verdict strong") == "Not serving", "found the model")
                 assert f"superserve worker --model {MODEL}" in tab.text("#no-worker")
                 assert tab.find("#tile-workers").get_attribute("data-tone") == "bad"
+                assert not tab.find("#model").is_enabled(), "there is nothing to choose"
+                started.append(service("scheduler", "--model", "rated-text-tiny"))
+                tab.wait(lambda: tab.find("#model").is_enabled(), "offered the other model")
+                assert tab.run("return [...document.querySelector('#model').options].map((one) => one.value)") == [
+                    MODEL,
+                    "rated-text-tiny",
+                ]
+                tab.find("#model").send_keys("rated")
+                tab.wait(lambda: "--model rated-text-tiny" in tab.text("#no-worker"), "showed the other model")
         finally:
             for process in reversed(started):
                 process.terminate()

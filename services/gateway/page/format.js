@@ -10,7 +10,7 @@ const ROUND = [0, 1, 2].map(
     }),
 );
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
 
 // From the least accurate subnet to the most accurate: lightness and hue both change, so that eyes of any kind tell
 // neighbours apart, and none of them is the red that means bad.

@@ -59,7 +59,11 @@ function judge(model, now, given) {
   const alive = model.workers.filter((worker) => worker.state === "idle" || worker.state === "busy").length;
   if (!model.ready) {
     const hint = alive ? "" : ` Launch one: superserve worker --model ${model.name} --redis URL`;
-    return ["bad", "Not serving", `${model.reason[0].toUpperCase()}${model.reason.slice(1)}.${model.scheduler ? hint : ""}${also}`];
+    return [
+      "bad",
+      "Not serving",
+      `${model.reason[0].toUpperCase()}${model.reason.slice(1)}.${model.scheduler ? hint : ""}${also}`,
+    ];
   }
   if (!now.slo) return [lost ? "warn" : "idle", "Ready, no traffic", `${count(alive, "worker")} waiting.${also}`];
   if (now.slo < FEW && now.missed) {
