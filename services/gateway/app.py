@@ -17,6 +17,7 @@ from common.monitor import Monitor
 from common.overview import Published, overview
 from common.runtime import keep_trying, unique_name
 from common.streams import Streams, StreamsError
+from services.gateway.history import SECOND_US, History
 from services.gateway.inference import Inference
 from services.gateway.link import Mesh, ModelLink
 from services.gateway.metrics import Metrics
@@ -55,7 +56,8 @@ class Gateway:
         self._metrics = Metrics(self._pending.__len__)
         version = importlib.metadata.version("superserve-mesh")
         self._published: dict[str, Published] = {}
-        self._routes = Routes(self._links, self._metrics, version, settings.max_slo_ms, self._overview)
+        self._history = History()
+        self._routes = Routes(self._links, self._metrics, version, settings.max_slo_ms, self._overview, self._history)
         self._server = Server(self._handle, settings.max_body_bytes)
         self._inference = Inference(settings, self._server, self._metrics)
         self._rpc: RpcServer | None = None
@@ -84,6 +86,7 @@ class Gateway:
             await self._rpc.listen()
         tasks.spawn(keep_trying(self._poll_after_a_while, StreamsError, "model statuses"), "statuses")
         tasks.spawn(keep_trying(self._exchange, StreamsError, "counts"), "counts")
+        tasks.spawn(self._sample(), "history")
         tasks.spawn(keep_trying(self._snapshot, StreamsError, "metrics"), "metrics")
         tasks.spawn(keep_trying(self._sweep, StreamsError, "removal of payloads"), "overdue queries")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -177,6 +180,12 @@ class Gateway:
             status, counts, gateways = found if found and problem is None else (None, None, {})
             published[name] = Published(status, counts, {**gateways, self.name: self._counts(name)})
         return overview(self._mesh.clock.now_us(), published, problem)
+
+    async def _sample(self) -> None:
+        """Keep an overview of every whole second of the common clock."""
+        while True:
+            await asyncio.sleep((SECOND_US - self._mesh.clock.now_us() % SECOND_US) / SECOND_US)
+            self._history.add(self._overview())
 
     async def _snapshot(self) -> None:
         """Tell the metrics how full the reply streams are."""
