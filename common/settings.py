@@ -6,19 +6,18 @@ process at start with exit code 2 and a line that names key and value.
 """
 
 import os
-import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from common import address
 from common.errors import ConfigError
 from common.sched import policies
 
 ENV_PREFIX = "SUPERSERVE_"
 REDIS_URL = "REDIS_URL"
 _DIFFER = (f"{ENV_PREFIX}NAME", f"{ENV_PREFIX}METRICS_PORT")
-_PASSWORD = re.compile(r"^(\w+://[^/@:]*:).*@")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
@@ -38,7 +37,7 @@ class ServiceSettings(BaseSettings):
 
     redis: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="URL of Redis or Valkey: redis://, rediss:// or unix://",
+        description="URL of Redis or Valkey: redis://, unix://, redis+sentinel:// or redis+cluster://; rediss for TLS",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     log_json: bool | None = Field(None, description="log JSON lines; by default unless stderr is a terminal")
@@ -54,10 +53,10 @@ class ServiceSettings(BaseSettings):
     )
 
     def shown(self) -> dict[str, Any]:
-        """Return every setting as it may be logged: a password in the URL of Redis is left out."""
+        """Return every setting as it may be logged: passwords in the URL of Redis are left out."""
         settings = self.model_dump()
         if settings["redis"] is not None:
-            settings["redis"] = _PASSWORD.sub(r"\1***@", settings["redis"])
+            settings["redis"] = address.shown(settings["redis"])
         return settings
 
 
