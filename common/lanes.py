@@ -49,10 +49,13 @@ class Lanes:
 
     def __init__(self, url: str) -> None:
         self._topology = Topology(address.parse(url))
+        self._only = None if self._topology.clustered else Lane(self._topology, 0)
         self._lanes: dict[int, Lane] = {}
 
     def of(self, key: str) -> Lane:
         """Return the lane to a key, hence to all keys with the same hash tag."""
+        if self._only is not None:
+            return self._only
         slot = self._topology.slot(key)
         lane = self._lanes.get(slot)
         if lane is None:
@@ -64,7 +67,9 @@ class Lanes:
 
         Where one shard of several does not answer, the error of its connection stands for each of its replies.
         """
-        lanes = [self.of(str(command[1])) for command in commands] if self._topology.clustered else [self.of("")]
+        if self._only is not None:
+            return await self._only.writer.call(commands, timeout_s)
+        lanes = [self.of(str(command[1])) for command in commands]
         if len(set(lanes)) == 1:
             return await lanes[0].writer.call(commands, timeout_s)
         replies: list[Any] = [None] * len(commands)
@@ -83,5 +88,5 @@ class Lanes:
 
     def close(self) -> None:
         """Close all connections."""
-        for lane in self._lanes.values():
+        for lane in [self._only] if self._only is not None else self._lanes.values():
             lane.close()

@@ -241,12 +241,13 @@ class Streams:
     async def read_statuses(self) -> dict[str, bytes | None]:
         """Return every model's status document by name; None where its scheduler is gone.
 
-        A model whose shard of a Cluster does not answer is left out.
+        A model whose shard of a Cluster cannot tell is left out; StreamsError if none can.
         """
         models = await self._members(keys.MODELS)
         replies = await self._ask([("GET", keys.status(model)) for model in models])
-        found = {model: reply for model, reply in zip(models, replies, strict=True) if not isinstance(reply, OSError)}
-        _check(list(found.values()))
+        found = {model: reply for model, reply in zip(models, replies, strict=True) if not isinstance(reply, Exception)}
+        if not found:
+            _check(replies)
         return found
 
     async def take_lease(self, key: str, holder: str, ttl_ms: int) -> bool:
@@ -287,7 +288,12 @@ class Streams:
 
     async def _ask(self, commands: list[Command]) -> list[Any]:
         """Return the replies to commands on keys, errors among them."""
-        return await _translated(self._lanes.ask(commands, READ_GRACE_S)) if commands else []
+        if not commands:
+            return []
+        try:
+            return await self._lanes.ask(commands, READ_GRACE_S)
+        except (hiredis.ReplyError, OSError) as error:
+            raise _error(error) from error
 
     async def _ask_about(self, key: str, commands: list[Command]) -> list[Any]:
         """Return the replies to commands whose first argument is not their key, errors among them."""

@@ -33,8 +33,8 @@ class Topology:
         self.clustered = address.kind == "cluster"
 
     def slot(self, key: str) -> int:
-        """Return which of a Cluster's slots a key lies in; 0 without a Cluster."""
-        return key_slot(key.encode()) if self.clustered else 0
+        """Return which of a Cluster's slots a key lies in."""
+        return key_slot(key.encode())
 
     def connection(self, slot: int) -> Connection:
         """Return a connection to whoever serves a slot whenever it connects."""

@@ -1,0 +1,118 @@
+"""The shipped users: each service can do its work as its own user, and nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from common import keys
+from common.streams import Outgoing, Streams, StreamsError
+from tests.mesh.peer import until
+from tests.servers.conftest import MeshOf
+from tests.servers.servers import USERS, Server, started, url
+
+MODEL = "some-model"
+SERVICES = ("gateway", "scheduler", "worker", "monitor")
+INGRESS, EVENTS, STATUS = keys.ingress(MODEL), keys.events(MODEL), keys.status(MODEL)
+WORK, REPLIES, PAYLOAD = keys.work(MODEL, "w"), keys.replies(MODEL, "g"), keys.payload(MODEL, 1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from (servers[0] for servers in started([Server(tmp_path_factory.mktemp("acl") / "server")]))
+
+
+async def test_mesh_of_least_privilege_serves_and_recovers(server: Server, mesh_of: MeshOf, model_folder: Path) -> None:
+    """Each service under its own user: queries are answered, payloads travel apart, a killed worker's queries go to
+    its successor, all drain; and the server has refused no command of theirs."""
+    await server.ready()
+    server.ask("ACL", "LOG", "RESET")
+    flags = ("--payload-threshold-bytes", "100")
+    async with mesh_of(lambda kind: url("redis", kind, [server]), model_folder, gateway=flags) as mesh:
+        (victim,) = mesh.services["worker"]
+        victim.process.kill()
+        mesh.start_worker(model_folder)
+        status, body = await mesh.post(model_folder.name, slo_ms=15_000)
+        assert status == 200, body
+        monitor = Streams(url("redis", "monitor", [server]))
+        assert (await monitor.read_statuses())[model_folder.name]
+        await monitor.close()
+        await until(lambda: _forgotten(server, model_folder.name))
+    assert server.ask("ACL", "LOG") == []
+
+
+async def _forgotten(server: Server, model: str) -> bool:
+    """Whether the killed worker's stream is gone, so that the scheduler has done all that it may have to."""
+    return len(server.ask("SMEMBERS", keys.workers(model))) == 1
+
+
+REFUSED: list[tuple[str, tuple[Any, ...]]] = [
+    *((user, command) for user in SERVICES for command in [
+        ("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("SCAN", 0), ("CONFIG", "GET", "*"), ("ACL", "LIST"),
+        ("CLIENT", "LIST"), ("SHUTDOWN",), ("REPLICAOF", "NO", "ONE"), ("MONITOR",),
+        ("SUBSCRIBE", "any"), ("SET", "superserve:other", 1), ("GET", "other"), ("SCRIPT", "FLUSH"), ("SAVE",),
+        ("XTRIM", INGRESS, "MAXLEN", 0), ("RENAME", INGRESS, EVENTS), ("DEL", INGRESS), ("DEL", keys.MODELS),
+    ]),
+    ("gateway", ("XREADGROUP", "GROUP", "scheduler", "active", "STREAMS", INGRESS, ">")),
+    ("gateway", ("XRANGE", INGRESS, "-", "+")),
+    ("gateway", ("XADD", WORK, "*", "h", "", "p", "")),
+    ("gateway", ("XADD", EVENTS, "*", "h", "", "p", "")),
+    ("gateway", ("XADD", REPLIES, "*", "h", "", "p", "")),
+    ("gateway", ("SET", STATUS, "")),
+    ("gateway", ("GET", PAYLOAD)),
+    ("gateway", ("SET", keys.leader(MODEL), "me")),
+    ("gateway", ("EVAL", "return 1", 0)),
+    ("scheduler", ("XADD", INGRESS, "*", "h", "", "p", "")),
+    ("scheduler", ("XREADGROUP", "GROUP", "worker", "worker", "STREAMS", WORK, ">")),
+    ("scheduler", ("XREADGROUP", "GROUP", "gateway", "gateway", "STREAMS", REPLIES, ">")),
+    ("scheduler", ("DEL", REPLIES)),
+    ("scheduler", ("GET", PAYLOAD)),
+    ("scheduler", ("EVAL", "return redis.call('del', KEYS[1])", 1, INGRESS)),
+    ("scheduler", ("EVAL", "return redis.call('flushall')", 1, keys.leader(MODEL))),
+    ("worker", ("XREADGROUP", "GROUP", "scheduler", "active", "STREAMS", INGRESS, ">")),
+    ("worker", ("XRANGE", INGRESS, "-", "+")),
+    ("worker", ("XADD", INGRESS, "*", "h", "", "p", "")),
+    ("worker", ("XADD", WORK, "*", "h", "", "p", "")),
+    ("worker", ("XREADGROUP", "GROUP", "gateway", "gateway", "STREAMS", REPLIES, ">")),
+    ("worker", ("SET", PAYLOAD, "")),
+    ("worker", ("DEL", WORK)),
+    ("worker", ("SET", STATUS, "")),
+    ("worker", ("SMEMBERS", keys.MODELS)),
+    ("monitor", ("XADD", INGRESS, "*", "h", "", "p", "")),
+    ("monitor", ("XRANGE", INGRESS, "-", "+")),
+    ("monitor", ("XREADGROUP", "GROUP", "scheduler", "active", "STREAMS", INGRESS, ">")),
+    ("monitor", ("GET", PAYLOAD)),
+    ("monitor", ("SET", STATUS, "")),
+    ("monitor", ("SADD", keys.MODELS, "x")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("user", "command"), REFUSED, ids=lambda part: part if isinstance(part, str) else part[0])
+async def test_user_may_not_do_what_it_need_not(server: Server, user: str, command: tuple[Any, ...]) -> None:
+    """Whatever its work does not take is refused to a service's user."""
+    await server.ready()
+    with server.client(user) as client, pytest.raises(redis.ResponseError, match="permission"):
+        client.execute_command(*command)
+
+
+async def test_without_a_user_nothing_is_possible(server: Server) -> None:
+    """The default user is off: a URL without user, or with a wrong password, gets nowhere, and neither the error nor
+    the settings that are logged tell the password."""
+    await server.ready()
+    for login in ("", ":guess-me@", "gateway:guess-me@"):
+        streams = Streams(f"redis://{login}127.0.0.1:{server.port}")
+        with pytest.raises(StreamsError) as caught:
+            await streams.append_all([Outgoing(INGRESS, b"x")])
+        assert "guess-me" not in str(caught.value)
+        await streams.close()
+
+
+def test_every_user_has_a_password_to_change() -> None:
+    """Each user of the shipped file but the default one has the placeholder that the documentation names."""
+    lines = USERS.read_text().splitlines()
+    assert lines[0] == "user default off"
+    for line in lines[1:]:
+        _, name, state, password, *_ = line.split()
+        assert (state, password) == ("on", f">change-{name}")
