@@ -64,6 +64,7 @@ class Server:
             "dir": str(self.folder),
             "save": "",
             "appendonly": "yes",
+            "repl-diskless-sync-delay": "0",
             "aclfile": str(USERS),
             **self.options,
         }
