@@ -15,37 +15,26 @@ restart without AOF, a stream deleted by the scheduler): make it again and go on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-import hiredis
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common import keys
-from common.errors import Unavailable
-from common.lanes import Lanes
+from common.commands import Commands, NoGroupError, StreamsError, check
+from common.overview import Published
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Iterator
 
     from common.resp import Command
 
-_T = TypeVar("_T")
+__all__ = ["Depth", "Entry", "NoGroupError", "Outgoing", "Streams", "StreamsError"]
 
 HEADER, PAYLOAD = b"h", b"p"
 PAGE = 1_000  # entries per round trip when reading back what is pending
-READ_GRACE_S = 5.0  # how much longer than BLOCK an answer may take before the connection counts as broken
 _RENEW_LEASE = (
     "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
 )
 _DROP_LEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
-
-
-class StreamsError(Unavailable):
-    """Redis cannot be reached, or refused a command."""
-
-
-class NoGroupError(StreamsError):
-    """The stream or its consumer group does not exist (any more)."""
 
 
 class Entry(NamedTuple):
@@ -80,44 +69,16 @@ def _entries(stream: str, found: Iterable[tuple[bytes, list[bytes] | None]]) -> 
             yield Entry(stream, entry_id, values[1], values[3])
 
 
-def _check(replies: Sequence[Any]) -> None:
-    """Raise the first error among replies as StreamsError."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise _error(reply)
-
-
-def _error(error: Exception) -> StreamsError:
-    if isinstance(error, hiredis.ReplyError):
-        return (NoGroupError if str(error).startswith("NOGROUP") else StreamsError)(f"Redis refused: {error}")
-    return StreamsError(f"Redis: {error or type(error).__name__}")
-
-
-async def _translated(answer: Awaitable[_T]) -> _T:
-    """Return an answer; an error of its connection is raised as StreamsError."""
-    try:
-        return await answer
-    except (hiredis.ReplyError, OSError) as error:
-        raise _error(error) from error
-
-
-class Streams:
-    """One process's connections. ``url``: see ``common.address``; ConfigError if it is none."""
-
-    def __init__(self, url: str) -> None:
-        self._lanes = Lanes(url)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        self._lanes.close()
+class Streams(Commands):
+    """Streams and the keys beside them, over one process's connections."""
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
     async def make_group(self, stream: str, group: str, *, ttl_s: int | None = None) -> None:
         """Make stream and group from entry 0 unless they exist; ``ttl_s`` sets the stream's expiry."""
-        (made,) = await self._ask_about(stream, [("XGROUP", "CREATE", stream, group, "0", "MKSTREAM")])
+        (made,) = await self.ask_about(stream, ("XGROUP", "CREATE", stream, group, "0", "MKSTREAM"))
         if not str(made).startswith("BUSYGROUP"):
-            _check([made])
+            check([made])
         if ttl_s is not None:
             await self.expire(stream, ttl_s)
 
@@ -143,7 +104,7 @@ class Streams:
             )
             for entry in entries
         ]
-        return [entry_id is not None for entry_id in await self._call(commands)]
+        return [entry_id is not None for entry_id in await self.call(commands)]
 
     async def read(
         self, streams: Sequence[str], group: str, consumer: str, *, count: int, block_ms: int
@@ -154,8 +115,7 @@ class Streams:
         """
         limits: Command = ("COUNT", count, "BLOCK", block_ms)
         command = ("XREADGROUP", "GROUP", group, consumer, *limits, "STREAMS", *streams, *[">"] * len(streams))
-        answer = await _translated(self._lanes.of(streams[0]).read(command, READ_GRACE_S + block_ms / 1e3))
-        _check([answer])
+        answer = await self.wait(streams[0], command, block_ms)
         return [entry for stream, found in answer or () for entry in _entries(stream.decode(), found)]
 
     async def pending(self, stream: str, group: str, consumer: str) -> list[Entry]:
@@ -164,8 +124,7 @@ class Streams:
         since: bytes | str = "0"
         while True:
             command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", PAGE, "STREAMS", stream, since)
-            (answer,) = await self._ask_about(stream, [command])
-            _check([answer])
+            answer = await self.call_about(stream, command)
             found = answer[0][1] if answer else []
             if not found:
                 return entries
@@ -174,7 +133,7 @@ class Streams:
 
     async def outstanding(self, stream: str) -> list[Entry]:
         """Return all that was appended and not acked, delivered or not, oldest first."""
-        (answer,) = await self._call([("XRANGE", stream, "-", "+")])
+        (answer,) = await self.call([("XRANGE", stream, "-", "+")])
         return list(_entries(stream, answer))
 
     async def depths(self, streams: Iterable[tuple[str, str]]) -> list[Depth]:
@@ -182,12 +141,12 @@ class Streams:
         commands: list[Command] = []
         for stream, group in streams:
             commands += [("XLEN", stream), ("XPENDING", stream, group)]
-        replies = await self._ask(commands)
+        replies = await self.ask(commands)
         found = []
         for length, summary in zip(replies[::2], replies[1::2], strict=True):
-            if isinstance(summary, hiredis.ReplyError) and str(summary).startswith("NOGROUP"):
+            if isinstance(summary, Exception) and str(summary).startswith("NOGROUP"):
                 summary = (0,)
-            _check([length, summary])
+            check([length, summary])
             found.append(Depth(length, summary[0]))
         return found
 
@@ -199,44 +158,49 @@ class Streams:
         if by_stream:
             acks: list[Command] = [("XACK", stream, group, *entry_ids) for stream, entry_ids in by_stream.items()]
             deletes: list[Command] = [("XDEL", stream, *entry_ids) for stream, entry_ids in by_stream.items()]
-            await self._call(acks + deletes)
+            await self.call(acks + deletes)
 
     async def delete(self, *names: str) -> None:
         """Delete streams or keys."""
         if names:
-            await self._call([("DEL", name) for name in names])
+            await self.call([("DEL", name) for name in names])
 
     async def expire(self, name: str, ttl_s: int) -> bool:
         """Set an expiry; False if there is no such key."""
-        (there,) = await self._call([("EXPIRE", name, ttl_s)])
+        (there,) = await self.call([("EXPIRE", name, ttl_s)])
         return bool(there)
 
     # -- keys beside the streams --------------------------------------------------------------------------------------
 
     async def put_payloads(self, payloads: dict[str, bytes]) -> None:
         """Store large payloads of one model under their own keys, for ``PAYLOAD_TTL_S``."""
-        await self._carry([("SET", key, payload, "EX", keys.PAYLOAD_TTL_S) for key, payload in payloads.items()])
+        await self.carry([("SET", key, payload, "EX", keys.PAYLOAD_TTL_S) for key, payload in payloads.items()])
 
     async def get_payloads(self, names: Sequence[str]) -> list[bytes | None]:
         """Fetch large payloads of one model; None where one has expired."""
-        return await self._carry([("GET", name) for name in names])
+        return await self.carry([("GET", name) for name in names])
 
     async def remember_worker(self, model: str, worker: str) -> None:
         """Note that ``worker`` has a stream, so that a scheduler that starts later looks after it."""
-        await self._call([("SADD", keys.workers(model), worker)])
+        await self.call([("SADD", keys.workers(model), worker)])
 
     async def forget_worker(self, model: str, worker: str) -> None:
         """Delete a worker's stream and the note of it."""
-        await self._call([("DEL", keys.work(model, worker)), ("SREM", keys.workers(model), worker)])
+        await self.call([("DEL", keys.work(model, worker)), ("SREM", keys.workers(model), worker)])
 
     async def known_workers(self, model: str) -> list[str]:
         """Return the names of all workers noted and not forgotten."""
         return await self._members(keys.workers(model))
 
-    async def publish_status(self, model: str, document: bytes) -> None:
-        """Publish the scheduler's status; it lapses by itself when no longer refreshed."""
-        status: Command = ("SET", keys.status(model), document, "PX", keys.STATUS_TTL_MS)
-        await self._call([status, ("SADD", keys.MODELS, model)])
+    async def publish_status(self, model: str, document: bytes, counts: bytes) -> None:
+        """Publish the scheduler's status and what it counts; both lapse by themselves when no longer refreshed."""
+        await self.call(
+            [
+                ("SET", keys.status(model), document, "PX", keys.STATUS_TTL_MS),
+                ("SET", keys.scheduler_counts(model), counts, "PX", keys.COUNTS_TTL_MS),
+                ("SADD", keys.MODELS, model),
+            ]
+        )
 
     async def read_statuses(self) -> dict[str, bytes | None]:
         """Return every model's status document by name; None where its scheduler is gone.
@@ -244,15 +208,48 @@ class Streams:
         A model whose shard of a Cluster cannot tell is left out; StreamsError if none can.
         """
         models = await self._members(keys.MODELS)
-        replies = await self._ask([("GET", keys.status(model)) for model in models])
-        found = {model: reply for model, reply in zip(models, replies, strict=True) if not isinstance(reply, Exception)}
-        if not found:
-            _check(replies)
-        return found
+        replies = await self.ask_each([("GET", keys.status(model)) for model in models])
+        return {model: reply for model, reply in zip(models, replies, strict=True) if not isinstance(reply, Exception)}
+
+    async def publish_counts(self, gateway: str, documents: Mapping[str, bytes]) -> None:
+        """Publish what a gateway counts, by model; it lapses by itself when no longer refreshed."""
+        commands: list[Command] = []
+        for model, document in documents.items():
+            commands.append(("SET", keys.gateway_counts(model, gateway), document, "PX", keys.COUNTS_TTL_MS))
+            commands.append(("SADD", keys.gateways(model), gateway))
+        await self.ask_each(commands)
+
+    async def withdraw_counts(self, gateway: str, models: Iterable[str]) -> None:
+        """Remove what a gateway has published."""
+        commands: list[Command] = []
+        for model in models:
+            commands += [("DEL", keys.gateway_counts(model, gateway)), ("SREM", keys.gateways(model), gateway)]
+        await self.ask_each(commands)
+
+    async def read_published(self) -> dict[str, Published]:
+        """Return all that schedulers and gateways publish, by model; models as in ``read_statuses``."""
+        models = await self._members(keys.MODELS)
+        members = await self.ask_each([("SMEMBERS", keys.gateways(model)) for model in models])
+        gateways = {
+            model: sorted(name.decode() for name in names)
+            for model, names in zip(models, members, strict=True)
+            if not isinstance(names, Exception)
+        }
+        commands: list[Command] = []
+        for model, names in gateways.items():
+            commands += [("GET", keys.status(model)), ("GET", keys.scheduler_counts(model))]
+            commands += [("GET", keys.gateway_counts(model, name)) for name in names]
+        replies = iter(await self.ask_each(commands))
+        published = {}
+        for model, names in gateways.items():
+            status, counts, *documents = [next(replies) for _ in range(2 + len(names))]
+            if not any(isinstance(reply, Exception) for reply in (status, counts, *documents)):
+                published[model] = Published(status, counts, dict(zip(names, documents, strict=True)))
+        return published
 
     async def take_lease(self, key: str, holder: str, ttl_ms: int) -> bool:
         """Take or renew a lease; False while somebody else holds it."""
-        (taken,) = await self._call([("SET", key, holder, "NX", "PX", ttl_ms)])
+        (taken,) = await self.call([("SET", key, holder, "NX", "PX", ttl_ms)])
         return bool(taken or await self._script(_RENEW_LEASE, key, holder, ttl_ms))
 
     async def drop_lease(self, key: str, holder: str) -> None:
@@ -261,46 +258,16 @@ class Streams:
 
     async def ping(self) -> None:
         """Raise StreamsError unless Redis answers."""
-        _check(await self._ask_about(keys.MODELS, [("PING",)]))
+        await self.call_about(keys.MODELS, ("PING",))
 
     async def server_time_us(self) -> int:
         """Return the Redis server's clock in microseconds since the epoch; on a Cluster one node's, for everybody."""
-        (time,) = await self._ask_about(keys.MODELS, [("TIME",)])
-        _check([time])
-        return int(time[0]) * 1_000_000 + int(time[1])
+        seconds, micros = await self.call_about(keys.MODELS, ("TIME",))
+        return int(seconds) * 1_000_000 + int(micros)
 
     async def _members(self, key: str) -> list[str]:
-        (members,) = await self._call([("SMEMBERS", key)])
+        (members,) = await self.call([("SMEMBERS", key)])
         return sorted(name.decode() for name in members)
 
     async def _script(self, script: str, key: str, *args: str | int) -> Any:
-        (result,) = await self._ask_about(key, [("EVAL", script, 1, key, *args)])
-        _check([result])
-        return result
-
-    # -- commands -----------------------------------------------------------------------------------------------------
-
-    async def _call(self, commands: list[Command]) -> list[Any]:
-        """Return the replies to commands on keys; whatever went wrong is raised as StreamsError."""
-        replies = await self._ask(commands)
-        _check(replies)
-        return replies
-
-    async def _ask(self, commands: list[Command]) -> list[Any]:
-        """Return the replies to commands on keys, errors among them."""
-        if not commands:
-            return []
-        try:
-            return await self._lanes.ask(commands, READ_GRACE_S)
-        except (hiredis.ReplyError, OSError) as error:
-            raise _error(error) from error
-
-    async def _ask_about(self, key: str, commands: list[Command]) -> list[Any]:
-        """Return the replies to commands whose first argument is not their key, errors among them."""
-        return await _translated(self._lanes.of(key).writer.call(commands, READ_GRACE_S))
-
-    async def _carry(self, commands: list[Command]) -> list[Any]:
-        """As ``_call`` for large payloads, which nothing small is to wait behind."""
-        replies = await _translated(self._lanes.of(str(commands[0][1])).bulk.call(commands, READ_GRACE_S))
-        _check(replies)
-        return replies
+        return await self.call_about(key, ("EVAL", script, 1, key, *args))

@@ -55,6 +55,7 @@ def _paths() -> Document:
         "/v2": _get("server", "Name, version and extensions of the server", _ref("Server")),
         "/v2/health/live": _get("live", "Whether the process answers at all", _ref("Live")),
         "/v2/health/ready": _get("ready", "Whether some model has a worker", _ref("Ready"), unready=_ref("Ready")),
+        "/v2/overview": _get("overview", "What the mesh is doing: gateways, models, workers, counts", _ref("Overview")),
         "/v2/models": _get("models", "The models known", _record({"models": _list(_ref("ModelState"))})),
         "/v2/models/stats": _get("allStatistics", "Triton's statistics of all models", _ref("Statistics")),
         "/v2/repository/index": {
@@ -230,6 +231,7 @@ def _schemas(max_slo_ms: float) -> Document:
                 )
             }
         ),
+        "Overview": _overview(),
         "Parameters": {
             "type": ["object", "null"],
             "description": "Those that are not listed are ignored. They win over the query string.",
@@ -290,6 +292,39 @@ def _schemas(max_slo_ms: float) -> Document:
             id=_TEXT,
         ),
     }
+
+
+def _overview() -> Document:
+    counts = {"type": "object", "additionalProperties": _COUNT}
+    worker = {
+        "name": _NAME,
+        "state": {"enum": ["idle", "busy", "draining", "lost"]},
+        "executor": _TEXT,
+        "device": _TEXT,
+        "subnet": {"type": ["string", "null"]},
+        "peak_qps": _NUMBER,
+        "queries": _COUNT,
+        "batches": _COUNT,
+        "idle_ms": _record({"p50": _NUMBER, "p99": _NUMBER}),
+    }
+    totals = {
+        **dict.fromkeys(
+            ("arrived", "answered", "late", "slo", "batches", "rows", "slack_us_sum", "slack_count"), _COUNT
+        ),
+        "accuracy_sum": _NUMBER,
+        "failed": counts,
+        "subnets": counts,
+    }
+    model = {
+        **{"name": _NAME, "ready": _FLAG, "reason": _TEXT, "scheduler": _TEXT, "policy": _TEXT},
+        "subnets": _list(_record({"id": _TEXT, "accuracy": _ref("Percent")})),
+        "queue": _record({"queries": _COUNT, "rows": _COUNT}),
+        "head_slack_ms": {"type": ["number", "null"]},
+        "workers": _list(_record(worker)),
+        "problems": _list(_TEXT),
+        "totals": _record(totals),
+    }
+    return _record({"now_us": _COUNT, "gateways": _list(_NAME), "models": _list(_record(model))})
 
 
 def _record(required: Document, **optional: Document) -> Document:

@@ -16,6 +16,7 @@ from services.gateway.model import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from common.overview import Document
     from services.gateway.link import ModelLink
     from services.gateway.metrics import Metrics
     from services.gateway.model import Model
@@ -33,9 +34,19 @@ class Target(NamedTuple):
 
 
 class Routes:
-    """Answers GET requests; ``links``: the models known by name. ``version``: the distribution's."""
+    """Answers GET requests; ``links``: the models known by name. ``version``: the distribution's.
 
-    def __init__(self, links: Mapping[str, ModelLink], metrics: Metrics, version: str, max_slo_ms: float) -> None:
+    ``overview`` returns the document of ``common.overview``.
+    """
+
+    def __init__(
+        self,
+        links: Mapping[str, ModelLink],
+        metrics: Metrics,
+        version: str,
+        max_slo_ms: float,
+        overview: Callable[[], Document],
+    ) -> None:
         self._links = links
         self._metrics = metrics
         self._version = version
@@ -44,6 +55,7 @@ class Routes:
             "/v2": ("GET", self._server),
             "/v2/health/live": ("GET", lambda: _json({"live": True})),
             "/v2/health/ready": ("GET", self._ready),
+            "/v2/overview": ("GET", lambda: _json(overview())),
             "/v2/models": ("GET", lambda: _json({"models": self._index()})),
             "/v2/models/stats": ("GET", lambda: _json({"model_stats": [self._stats(name) for name in self._links]})),
             "/v2/repository/index": ("POST", lambda: _json(self._index())),

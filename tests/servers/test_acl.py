@@ -1,5 +1,6 @@
 """The shipped users: each service can do its work as its own user, and nothing else."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ SERVICES = ("gateway", "scheduler", "worker", "monitor")
 INGRESS, EVENTS, STATUS = keys.ingress(MODEL), keys.events(MODEL), keys.status(MODEL)
 WORK, REPLIES, PAYLOAD = keys.work(MODEL, "w"), keys.replies(MODEL, "g"), keys.payload(MODEL, 1)
 
+# What the shipped file lets the services do, and of it what takes an operator or a Cluster.
+GRANTED = {
+    command
+    for line in USERS.read_text().splitlines()
+    if line.split()[1] in ("gateway", "scheduler", "worker")
+    for command in re.findall(r"\+([a-z|]+)", line)
+}
+UNUSED_HERE = {"ping", "cluster|slots"}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -26,10 +36,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 async def test_mesh_of_least_privilege_serves_and_recovers(server: Server, mesh_of: MeshOf, model_folder: Path) -> None:
     """Each service under its own user: queries are answered, payloads travel apart, a killed worker's queries go to
-    its successor, all drain; and the server has refused no command of theirs."""
+    its successor, all drain. The server has refused no command of theirs, and no command is granted in vain."""
     await server.ready()
     server.ask("ACL", "LOG", "RESET")
-    flags = ("--payload-threshold-bytes", "100")
+    flags = ("--payload-threshold-bytes", "100", "--metrics-port", "0")
     async with mesh_of(lambda kind: url("redis", kind, [server]), model_folder, gateway=flags) as mesh:
         (victim,) = mesh.services["worker"]
         victim.process.kill()
@@ -37,10 +47,24 @@ async def test_mesh_of_least_privilege_serves_and_recovers(server: Server, mesh_
         status, body = await mesh.post(model_folder.name, slo_ms=15_000)
         assert status == 200, body
         monitor = Streams(url("redis", "monitor", [server]))
-        assert (await monitor.read_statuses())[model_folder.name]
+        await until(lambda: _published(monitor, model_folder.name))
         await monitor.close()
         await until(lambda: _forgotten(server, model_folder.name))
-    assert server.ask("ACL", "LOG") == []
+    refusals = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in server.ask("ACL", "LOG")]
+    assert [(entry[b"username"], entry[b"object"]) for entry in refusals] == []
+    used = {line.removeprefix("cmdstat_").partition(":")[0] for line in _stats(server) if ":calls=0," not in line}
+    assert sorted(GRANTED - used - UNUSED_HERE) == []
+
+
+def _stats(server: Server) -> list[str]:
+    """What the server has carried out, and for whom it has counted."""
+    return str(server.ask("INFO", "commandstats").decode()).split()
+
+
+async def _published(monitor: Streams, model: str) -> bool:
+    """Whether the monitor sees what scheduler and gateway publish."""
+    found = (await monitor.read_published())[model]
+    return None not in (found.status, found.counts, *found.gateways.values()) and len(found.gateways) == 1
 
 
 async def _forgotten(server: Server, model: str) -> bool:
@@ -62,12 +86,14 @@ REFUSED: list[tuple[str, tuple[Any, ...]]] = [
     ("gateway", ("XADD", REPLIES, "*", "h", "", "p", "")),
     ("gateway", ("SET", STATUS, "")),
     ("gateway", ("GET", PAYLOAD)),
+    ("gateway", ("SET", keys.scheduler_counts(MODEL), "")),
     ("gateway", ("SET", keys.leader(MODEL), "me")),
     ("gateway", ("EVAL", "return 1", 0)),
     ("scheduler", ("XADD", INGRESS, "*", "h", "", "p", "")),
     ("scheduler", ("XREADGROUP", "GROUP", "worker", "worker", "STREAMS", WORK, ">")),
     ("scheduler", ("XREADGROUP", "GROUP", "gateway", "gateway", "STREAMS", REPLIES, ">")),
     ("scheduler", ("DEL", REPLIES)),
+    ("scheduler", ("SET", keys.gateway_counts(MODEL, "g"), "")),
     ("scheduler", ("GET", PAYLOAD)),
     ("scheduler", ("EVAL", "return redis.call('del', KEYS[1])", 1, INGRESS)),
     ("scheduler", ("EVAL", "return redis.call('flushall')", 1, keys.leader(MODEL))),
@@ -80,6 +106,7 @@ REFUSED: list[tuple[str, tuple[Any, ...]]] = [
     ("worker", ("DEL", WORK)),
     ("worker", ("SET", STATUS, "")),
     ("worker", ("SMEMBERS", keys.MODELS)),
+    ("worker", ("SET", keys.gateway_counts(MODEL, "g"), "")),
     ("monitor", ("XADD", INGRESS, "*", "h", "", "p", "")),
     ("monitor", ("XRANGE", INGRESS, "-", "+")),
     ("monitor", ("XREADGROUP", "GROUP", "scheduler", "active", "STREAMS", INGRESS, ">")),

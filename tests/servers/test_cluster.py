@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -28,10 +29,10 @@ def node_of(nodes: list[Server], key: str) -> Server:
     raise AssertionError(f"slot {slot} is nobody's")
 
 
-def _ranges(nodes: list[Server]) -> list[list[int]]:
+def _ranges(nodes: list[Server]) -> list[list[Any]]:
     for node in nodes:
         try:
-            found: list[list[int]] = node.ask("CLUSTER", "SLOTS")
+            found: list[list[Any]] = node.ask("CLUSTER", "SLOTS")
         except redis.ConnectionError:
             continue
         return found
@@ -130,7 +131,8 @@ async def test_commands_on_several_models_reach_every_shard(nodes: list[Server])
     for number, model in enumerate(models):
         await streams.make_group(keys.ingress(model), GROUP)
         await streams.append_all([Outgoing(keys.ingress(model), b"%d" % i) for i in range(number + 1)])
-        await streams.publish_status(model, model.encode())
+        await streams.publish_status(model, model.encode(), b"counts")
+    await streams.publish_counts("g", dict.fromkeys(models, b"of g"))
     assert await streams.depths([(ingress, GROUP) for ingress in ingresses]) == [Depth(1, 0), Depth(2, 0), Depth(3, 0)]
     made = await streams.append_all([Outgoing(name, b"more") for name in [*ingresses, "nobody's"]])
     assert made == [True, True, True, False]
@@ -138,6 +140,9 @@ async def test_commands_on_several_models_reach_every_shard(nodes: list[Server])
     before = await streams.server_time_us()
     second.kill()
     assert await streams.read_statuses() == {model: model.encode() for model in models[:2]}
+    await streams.publish_counts("g", dict.fromkeys(models, b"of g"))
+    of_g = {"g": b"of g"}
+    assert await streams.read_published() == {model: (model.encode(), b"counts", of_g) for model in models[:2]}
     with pytest.raises(StreamsError):
         await streams.append(ingresses[2], b"lost")
     await streams.append(ingresses[0], b"kept")
