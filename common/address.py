@@ -81,6 +81,8 @@ def _parse(url: str) -> Address:
         raise ValueError("in user, password, path and options write %2F for /, %3F for ?, %23 for # and %40 for @")
     socket, path = scheme == "unix", unquote(match["path"])
     hosts = () if socket else tuple(_host(host, PORTS[kind]) for host in match["hosts"].split(","))
+    if kind == "server" and len(hosts) > 1:
+        raise ValueError("a server is one host; several are redis+sentinel:// or redis+cluster://")
     options = _options(match["query"] or "", kind, secure=secure, socket=socket)
     service = database = ""
     if socket:

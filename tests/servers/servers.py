@@ -1,5 +1,6 @@
 """Real servers as operators run them: on ports, with users and certificates, as replicas, Sentinels and Clusters."""
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -56,7 +57,8 @@ class Server:
         if self.sentinel:
             path = self.folder / "sentinel.conf"
             if not path.exists():  # a Sentinel rewrites it
-                path.write_text(f"port {self.port}\ndir {self.folder}\n{self.sentinel}")
+                port = "" if "tls-port" in self.sentinel else f"port {self.port}\n"
+                path.write_text(f"{port}dir {self.folder}\n{self.sentinel}")
             return [str(path), "--sentinel"]
         options = {
             "port": str(self.port),
@@ -71,13 +73,7 @@ class Server:
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
     def kill(self) -> None:
-        """End the process with -9."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        """End the process, if it lives."""
+        """End the process with -9, if it lives."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -118,15 +114,16 @@ def url(scheme: str, user: str, servers: list[Server], rest: str = "") -> str:
     return f"{scheme}://{user}:change-{user}@{hosts}{rest}"
 
 
+@contextlib.contextmanager
 def started(servers: list[Server]) -> Iterator[list[Server]]:
-    """Start them, and end them whatever happens."""
+    """Servers that run while the block does."""
     try:
         for server in servers:
             server.start()
         yield servers
     finally:
         for server in servers:
-            server.stop()
+            server.kill()
 
 
 async def form_cluster(nodes: list[Server]) -> None:

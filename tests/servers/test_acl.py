@@ -31,7 +31,8 @@ UNUSED_HERE = {"ping", "cluster|slots"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from (servers[0] for servers in started([Server(tmp_path_factory.mktemp("acl") / "server")]))
+    with started([Server(tmp_path_factory.mktemp("acl") / "server")]) as (server,):
+        yield server
 
 
 async def test_mesh_of_least_privilege_serves_and_recovers(server: Server, mesh_of: MeshOf, model_folder: Path) -> None:

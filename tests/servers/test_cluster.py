@@ -56,7 +56,7 @@ def folder_of(folder: Path, model: str) -> Path:
 async def nodes(tmp_path: Path) -> AsyncIterator[list[Server]]:
     options = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "cluster-require-full-coverage": "no"}
     nodes = [Server(tmp_path / f"node-{i}", {**options, "cluster-port": str(free_port())}) for i in range(3)]
-    for _ in started(nodes):
+    with started(nodes):
         for node in nodes:
             await node.ready()
         await form_cluster(nodes)

@@ -79,11 +79,11 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
         return bool(primary.ask("WAIT", 1, 100) == 1)
 
     # Only now the Sentinels: what is not there when they first look, they find ten seconds later.
-    for _ in started([primary, replica]):
+    with started([primary, replica]):
         for server in (primary, replica):
             await server.ready()
         await until(in_step)
-        for _ in started(sentinels):
+        with started(sentinels):
             guarded = Guarded([primary, replica], sentinels)
             for sentinel in sentinels:
                 await sentinel.ready()
@@ -155,7 +155,7 @@ async def test_planned_failover_loses_nothing(guarded: Guarded) -> None:
 
 async def test_server_that_is_no_primary_any_more(tmp_path: Path) -> None:
     """Writing to a server that became a replica is an error and ends the connection, with all that waits on it."""
-    for (server,) in started([Server(tmp_path / "server")]):
+    with started([Server(tmp_path / "server")]) as (server,):
         await server.ready()
         streams = Streams(url("redis", "admin", [server]))
         await streams.append("stream", b"before")
