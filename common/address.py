@@ -33,7 +33,7 @@ SCHEMES: dict[str, Kind] = {
 }
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _REST = re.compile(
-    r"(?:(?P<user>[^/?#@:]*)(?::(?P<password>[^/?#@]*))?@)?(?P<hosts>[^/?#@]*)(?P<path>[^?#@]*)(?:\?(?P<query>[^#@]*))?"
+    r"(?:(?P<user>[^/?#@:]*)(?::(?P<password>[^/?#]*))?@)?(?P<hosts>[^/?#@]*)(?P<path>[^?#@]*)(?:\?(?P<query>[^#@]*))?"
 )
 _PASSWORD = re.compile(r"^([\w+]+://[^/@:]*:).*@")
 _SECRET_OPTION = re.compile(r"([?&]\w*password=)[^&#]*")
@@ -78,7 +78,7 @@ def _parse(url: str) -> Address:
         raise ValueError(f"it begins with none of {known}; rediss for redis speaks TLS")
     match = _REST.fullmatch(rest)
     if match is None:  # nothing of it is told: it may be half of a password
-        raise ValueError("in user, password, path and options write %2F for /, %3F for ?, %23 for # and %40 for @")
+        raise ValueError("in user and password write %2F for /, %3F for ? and %23 for #, after the hosts %40 for @")
     socket, path = scheme == "unix", unquote(match["path"])
     hosts = () if socket else tuple(_host(host, PORTS[kind]) for host in match["hosts"].split(","))
     if kind == "server" and len(hosts) > 1:

@@ -187,9 +187,13 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
         raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error
 
 
-def child_environment() -> dict[str, str]:
-    """Return this process's environment for services that it starts, without what must differ between them."""
-    return {key: value for key, value in os.environ.items() if key not in _DIFFER}
+def child_environment(redis_url: str) -> dict[str, str]:
+    """Return this process's environment for services that it starts, without what must differ between them.
+
+    The URL of Redis goes by it: everybody may read a command line, and the URL may have a password.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key not in _DIFFER}
+    return {**inherited, f"{ENV_PREFIX}REDIS": redis_url}
 
 
 def _flag(kind: type[ServiceSettings], location: tuple[str | int, ...]) -> str:

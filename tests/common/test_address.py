@@ -1,8 +1,10 @@
 """URLs of Redis: what they mean, and what a wrong one is told."""
 
+import re
 from pathlib import Path
 
 import pytest
+import trustme
 
 from common import address
 from common.errors import ConfigError
@@ -17,6 +19,7 @@ from common.errors import ConfigError
         ("redis://[::1]:7000/2", "server", [("::1", 7000)], [("SELECT", 2)]),
         ("redis://:p%40ss@cache", "server", [("cache", 6379)], [("AUTH", "p@ss")]),
         ("redis://me:p%2Fw:d@cache/1", "server", [("cache", 6379)], [("AUTH", "me", "p/w:d"), ("SELECT", 1)]),
+        ("redis://me:a@b:c@cache", "server", [("cache", 6379)], [("AUTH", "me", "a@b:c")]),
         ("redis://me@cache", "server", [("cache", 6379)], [("AUTH", "me", "")]),
         ("redis+cluster://:pw@a:1,b,[fd::2]:3", "cluster", [("a", 1), ("b", 6379), ("fd::2", 3)], [("AUTH", "pw")]),
         ("redis+cluster://a/0", "cluster", [("a", 6379)], []),
@@ -100,7 +103,7 @@ def test_wrong_url_is_told(url: str, words: str) -> None:
         "redis://me:1/hush@a",
         "redis://me:h?hush@a",
         "redis://me:h#hush@a",
-        "redis://me:h@hush@a",
+        "redis://me:h@hush@a/x",
         "http://me:hush@a",
         "redis+sentinel://me:hush@a",
         "redis+sentinel://a/mesh?sentinel_password=hush&other=1",
@@ -118,6 +121,19 @@ def test_password_is_never_told(url: str) -> None:
 def test_parsed_address_shows_no_password() -> None:
     """An address that lands in a log by mistake gives nothing away."""
     assert "hush" not in repr(address.parse("redis+sentinel://me:hush@a/mesh?sentinel_password=hush"))
+
+
+def test_urls_of_the_document(tmp_path: Path) -> None:
+    """Every URL that docs/redis.md has a service started with is one, given the files that it names."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    made = authority.issue_cert("worker.example")
+    made.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "worker.pem"))
+    made.private_key_pem.write_to_path(str(tmp_path / "worker.key"))
+    urls = re.findall(r"--redis '(\S+)'", (Path(__file__).parents[2] / "docs" / "redis.md").read_text())
+    found = [address.parse(url.replace("/etc/redis", str(tmp_path))) for url in urls]
+    assert [one.kind for one in found] == ["server", "server", "sentinel", "cluster"]
+    assert all(one.greeting for one in found)
 
 
 def test_file_that_is_no_certificate(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The shipped users: each service can do its work as its own user, and nothing else."""
 
+import asyncio
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,11 @@ import redis
 
 from common import keys
 from common.streams import Outgoing, Streams, StreamsError
+from services.mesh import Mesh
+from tests.common.processes import command_line
 from tests.mesh.peer import until
 from tests.servers.conftest import MeshOf
-from tests.servers.servers import USERS, Server, started, url
+from tests.servers.servers import HOST, ROOT, USERS, Server, started, url
 
 MODEL = "some-model"
 SERVICES = ("gateway", "scheduler", "worker", "monitor")
@@ -135,6 +140,47 @@ async def test_without_a_user_nothing_is_possible(server: Server) -> None:
             await streams.append_all([Outgoing(INGRESS, b"x")])
         assert "guess-me" not in str(caught.value)
         await streams.close()
+
+
+async def test_password_is_in_no_command_line(server: Server, model_folder: Path) -> None:
+    """Services that `superserve up` starts get the URL where only their user can read it, and reach Redis by it."""
+    await server.ready()
+    mesh = Mesh(url("redis", "scheduler", [server]))
+    child = await mesh.start("scheduler", "--model", model_folder.name)
+    await until(lambda: _led(server, model_folder.name))
+    assert "change-scheduler" not in command_line(child.process.pid)
+    await mesh.stop(child)
+    assert child.process.returncode == 0
+
+
+async def _led(server: Server, model: str) -> bool:
+    return bool(server.ask("EXISTS", keys.leader(model)))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl, which docs/redis.md makes passwords by")
+async def test_passwords_are_changed_as_the_document_says(tmp_path: Path) -> None:
+    """The commands of docs/redis.md give each user a password of its own, of which the file has the hash alone."""
+    text = (ROOT / "docs" / "redis.md").read_text()
+    (block,) = re.findall(r"```\n(cp deploy/redis/users.acl .*?done\n)", text, re.DOTALL)
+    block = block.replace("/etc/redis", str(tmp_path)).replace(">> passwords", f">> {tmp_path}/passwords")
+    await asyncio.to_thread(subprocess.run, ["bash", "-euc", block], cwd=ROOT, check=True)
+    passwords = dict(line.split() for line in (tmp_path / "passwords").read_text().splitlines())
+    users = tmp_path / "users.acl"
+    assert "change-" not in users.read_text()
+    with started([Server(tmp_path / "server", {"aclfile": str(users)})]) as (server,):
+        await until(lambda: _admitted(server, "admin", passwords["admin"]))
+        assert sorted(passwords) == sorted(line.split()[1] for line in USERS.read_text().splitlines()[1:])
+        for user in SERVICES:
+            assert await _admitted(server, user, passwords[user])
+            assert not await _admitted(server, user, f"change-{user}")
+
+
+async def _admitted(server: Server, user: str, password: str) -> bool:
+    with redis.Redis(host=HOST, port=server.port, username=user, password=password) as client:
+        try:
+            return bool(client.ping())
+        except redis.ConnectionError:  # AuthenticationError is one
+            return False
 
 
 def test_every_user_has_a_password_to_change() -> None:
