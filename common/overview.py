@@ -1,7 +1,7 @@
 """What the mesh is doing, as one document: what schedulers and gateways publish, joined. Pure: no Redis, no clock.
 
 ``superserve status`` prints it and the gateway serves it at ``/v2/overview``. Under ``totals`` are counts since the
-processes started: ``Rates`` is what came in between two documents.
+processes started: ``gained`` is what came in between two documents, as far as ``comparable`` lets them be compared.
 """
 
 from __future__ import annotations
@@ -60,6 +60,28 @@ def overview(now_us: int, published: Mapping[str, Published], problem: str | Non
             unread = f"model {name!r}: what is published of it cannot be read: {type(error).__name__}: {error}"
             models.append(_model(name, Published(None, None, {}), problem or unread))
     return {"now_us": now_us, "gateways": sorted(gateways), "models": models}
+
+
+def comparable(before: Document, after: Document, model: str) -> bool:
+    """Whether both documents count the same processes: a process that came or went brought or took its counts."""
+    then, now = of_model(before, model), of_model(after, model)
+    if then is None or now is None or before["gateways"] != after["gateways"]:
+        return False
+    return bool(then["scheduler"] == now["scheduler"])
+
+
+def of_model(document: Document, name: str) -> Document | None:
+    """Return a model's part of the document; None if there is no such model."""
+    return next((model for model in document["models"] if model["name"] == name), None)
+
+
+def gained(before: Document, after: Document) -> Document:
+    """Return the differences of two ``totals``; a count that fell began anew at zero."""
+    found: Document = {}
+    for key, now in after.items():
+        then = before.get(key, {} if isinstance(now, dict) else 0)
+        found[key] = gained(then, now) if isinstance(now, dict) else now - then if now >= then else now
+    return found
 
 
 def _model(name: str, found: Published, problem: str | None) -> Document:

@@ -260,6 +260,12 @@ class Streams(Commands):
         """Raise StreamsError unless Redis answers."""
         await self.call_about(keys.MODELS, ("PING",))
 
+    async def information(self) -> dict[str, Any]:
+        """Return what INFO tells of the server (of a Cluster one node), its sections as one, whole numbers as such."""
+        text = (await self.call_about(keys.MODELS, ("INFO",))).decode()
+        fields = (line.partition(":") for line in text.splitlines() if ":" in line)
+        return {name: int(value) if value.isdecimal() else value for name, _, value in fields}
+
     async def server_time_us(self) -> int:
         """Return the Redis server's clock in microseconds since the epoch; on a Cluster one node's, for everybody."""
         seconds, micros = await self.call_about(keys.MODELS, ("TIME",))

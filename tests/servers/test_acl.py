@@ -13,6 +13,7 @@ import redis
 
 from common import keys
 from common.streams import Outgoing, Streams, StreamsError
+from services.checks import check_redis
 from services.mesh import Mesh
 from tests.common.processes import command_line
 from tests.mesh.peer import until
@@ -20,7 +21,7 @@ from tests.servers.conftest import MeshOf
 from tests.servers.servers import HOST, ROOT, USERS, Server, started, url
 
 MODEL = "some-model"
-SERVICES = ("gateway", "scheduler", "worker", "monitor")
+SERVICES = ("gateway", "scheduler", "worker", "monitor", "doctor")
 INGRESS, EVENTS, STATUS = keys.ingress(MODEL), keys.events(MODEL), keys.status(MODEL)
 WORK, REPLIES, PAYLOAD = keys.work(MODEL, "w"), keys.replies(MODEL, "g"), keys.payload(MODEL, 1)
 
@@ -119,6 +120,9 @@ REFUSED: list[tuple[str, tuple[Any, ...]]] = [
     ("monitor", ("GET", PAYLOAD)),
     ("monitor", ("SET", STATUS, "")),
     ("monitor", ("SADD", keys.MODELS, "x")),
+    ("doctor", ("XADD", INGRESS, "*", "h", "", "p", "")),
+    ("doctor", ("DEL", WORK)),
+    ("doctor", ("EVAL", "return redis.call('del', KEYS[1])", 1, INGRESS)),
 ]  # fmt: skip
 
 
@@ -128,6 +132,19 @@ async def test_user_may_not_do_what_it_need_not(server: Server, user: str, comma
     await server.ready()
     with server.client(user) as client, pytest.raises(redis.ResponseError, match="permission"):
         client.execute_command(*command)
+
+
+async def test_doctor_examines_as_its_own_user(server: Server) -> None:
+    """All that the doctor looks at in Redis it may look at, and it leaves nothing behind."""
+    await server.ready()
+    before = server.ask("DBSIZE")
+    address = url("redis", "doctor", [server])
+    streams = Streams(address)
+    findings = await check_redis(streams, address)
+    await streams.close()
+    assert {finding.check for finding in findings} >= {"redis", "redis memory", "redis role", "streams"}
+    assert [finding for finding in findings if finding.verdict == "fail"] == []
+    assert server.ask("DBSIZE") == before
 
 
 async def test_without_a_user_nothing_is_possible(server: Server) -> None:
