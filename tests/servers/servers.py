@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from common.embedded import die_with_parent, find_server
 from tests.mesh.peer import until
@@ -78,9 +80,11 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def client(self, user: str = "admin", **options: Any) -> "redis.Redis":
-        """A client of the user with the password that the shipped file gives it."""
-        return redis.Redis(host=HOST, port=self.port, username=user, password=f"change-{user}", **options)
+    def client(self, user: str = "admin", password: str | None = None, **options: Any) -> "redis.Redis":
+        """A client of the user, by default with the password that the shipped file gives it, that tries once."""
+        once = Retry(NoBackoff(), 0)
+        password = password or f"change-{user}"
+        return redis.Redis(host=HOST, port=self.port, username=user, password=password, retry=once, **options)
 
     def ask(self, *command: Any) -> Any:
         """Put one command as the operator; the reply as it is on the wire."""
