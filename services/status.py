@@ -9,7 +9,7 @@ import argparse
 import asyncio
 from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import orjson
 from rich.console import Console, Group, RenderableType
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 WINDOW_S = 10.0
-_COLOURS = {"idle": "green", "busy": "green", "draining": "yellow", "lost": "bold red"}
-_BROKEN = {"worker", "device", "failed"}
-_WORDS = {"", "subnet", "state", *_BROKEN}
+Row = dict[str, str]  # cells by their headings
+_COLOURS = {"idle": "green", "busy": "green", "draining": "yellow", "lost": "bold red"}  # of a state
+_WORDS = {"", "subnet", "worker", "state", "device"}
+_DISPENSABLE = ("device", "idle ms, p50 p99", "batches", "queries")  # columns, in the order in which they are left out
+_NAME = 16  # characters that a worker's name has at least
+_GAP = 2
 _BAR = 20  # characters of a subnet's whole share
 EPILOG = """\
 examples:
@@ -76,7 +79,7 @@ class Watch:
             self._documents.popleft()
         return document
 
-    def shown(self, problem: str | None = None) -> RenderableType:
+    def shown(self, width: int, problem: str | None = None) -> RenderableType:
         """Return what a person sees of the latest document; ``problem``: why there is no newer one."""
         parts: list[RenderableType] = []
         if self._documents:
@@ -87,7 +90,7 @@ class Watch:
             parts.append(Text(head, style="bold"))
             if not document["models"]:
                 parts.append(Text("No scheduler has ever served a model here: superserve scheduler --model NAME"))
-            parts += [_model(model, self._since(model["name"]), document) for model in document["models"]]
+            parts += [_model(model, self._since(model["name"]), document, width) for model in document["models"]]
         if problem is not None:
             parts.append(Text(problem, style="bold red"))
         return Group(*parts)
@@ -138,7 +141,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         elif args.once or not console.is_terminal:
             await asyncio.sleep(args.interval_s)
             await watch.look()
-            console.print(watch.shown())
+            console.print(watch.shown(console.width))
         else:
             await _renew(watch, args.interval_s, console)
     finally:
@@ -147,7 +150,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
 
 
 async def _renew(watch: Watch, interval_s: float, console: Console) -> None:
-    with Live(watch.shown(), console=console, auto_refresh=False) as live:
+    with Live(watch.shown(console.width), console=console, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(interval_s)
             problem = None
@@ -155,13 +158,13 @@ async def _renew(watch: Watch, interval_s: float, console: Console) -> None:
                 await watch.look()
             except Unreadable as error:
                 problem = str(error)
-            live.update(watch.shown(problem), refresh=True)
+            live.update(watch.shown(console.width, problem), refresh=True)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _model(model: Document, before: Document | None, after: Document) -> RenderableType:
+def _model(model: Document, before: Document | None, after: Document, width: int) -> RenderableType:
     """Return what a person sees of one model; ``before``: the document to compare with."""
     then = overview.of_model(before, model["name"]) if before else None
     seconds = (after["now_us"] - before["now_us"]) / 1e6 if before else 0.0
@@ -175,70 +178,89 @@ def _model(model: Document, before: Document | None, after: Document) -> Rendera
     parts += [Text(problem, style="red") for problem in model["problems"]]
     totals = model["totals"]
     recent = overview.gained(then["totals"], totals) if then else None
-    figures = _table("", "queries/s", "attainment", "accuracy", "rows/batch", "slack", "late", "failed")
+    rows = [{"": "in all", "queries/s": f"({totals['arrived']:,})", **_figures(totals)}]
     if recent is not None:
-        figures.add_row(
-            f"last {seconds:.{0 if seconds >= 1 else 1}f} s", f"{recent['arrived'] / seconds:,.1f}", *_figures(recent)
-        )
-    figures.add_row("in all", f"({totals['arrived']:,})", *_figures(totals))
-    parts += [Text(), figures]
+        period, rate = f"last {seconds:.{0 if seconds >= 1 else 1}f} s", f"{recent['arrived'] / seconds:,.1f}"
+        rows.insert(0, {"": period, "queries/s": rate, **_figures(recent)})
+    parts += [Text(), _table(rows)]
+    if any(totals["failed"].values()):
+        failed = (f"{count:,} {reason}" for reason, count in sorted(totals["failed"].items()) if count)
+        parts.append(Text(f"failed in all: {', '.join(failed)}"))
     if model["subnets"]:
-        parts += [Text(), _subnets(model["subnets"], (recent or totals)["subnets"])]
+        parts += [Text(), _table(_subnets(model["subnets"], (recent or totals)["subnets"]))]
     if model["workers"]:
-        parts += [Text(), _workers(model["workers"], then["workers"] if then else (), seconds)]
+        rows = _workers(model["workers"], then["workers"] if then else (), seconds)
+        parts += [Text(), _table(_fitted(rows, width))]
     return Group(*parts)
 
 
-def _figures(totals: Document) -> list[str]:
+def _figures(totals: Document) -> Row:
     def share(value: float, of: float, text: str) -> str:
         return text.format(value / of) if of else "-"
 
-    failed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(totals["failed"].items()) if count)
-    return [
-        share(100 * totals["answered"], totals["slo"], "{:.2f} %"),
-        share(totals["accuracy_sum"], totals["answered"], "{:.2f} %"),
-        share(totals["rows"], totals["batches"], "{:.1f}"),
-        share(totals["slack_us_sum"] / 1e3, totals["slack_count"], "{:.1f} ms"),
-        f"{totals['late']:,}",
-        failed or "0",
-    ]
+    return {
+        "attainment": share(100 * totals["answered"], totals["slo"], "{:.2f} %"),
+        "accuracy": share(totals["accuracy_sum"], totals["answered"], "{:.2f} %"),
+        "rows/batch": share(totals["rows"], totals["batches"], "{:.1f}"),
+        "slack": share(totals["slack_us_sum"] / 1e3, totals["slack_count"], "{:.1f} ms"),
+        "late": f"{totals['late']:,}",
+        "failed": f"{sum(totals['failed'].values()):,}",
+    }
 
 
-def _subnets(subnets: Iterable[Document], dispatched: dict[str, int]) -> Table:
-    table = _table("subnet", "accuracy", "share", "")
+def _subnets(subnets: Iterable[Document], dispatched: dict[str, int]) -> list[Row]:
     total = sum(dispatched.values())
+    rows = []
     for subnet in subnets:
         share = dispatched.get(subnet["id"], 0) / total if total else 0.0
-        bar = Text("█" * round(share * _BAR), style="cyan")
-        table.add_row(subnet["id"], f"{subnet['accuracy']:.2f} %", f"{share:.1%}", bar)
-    return table
-
-
-def _workers(workers: Iterable[Document], before: Iterable[Document], seconds: float) -> Table:
-    table = _table("worker", "state", "subnet", "queries/s", "queries", "batches", "idle ms, p50 p99", "device")
-    then = {worker["name"]: worker["queries"] for worker in before}
-    for worker in sorted(workers, key=lambda worker: str(worker["name"])):
-        name, state, idle_ms = worker["name"], worker["state"], worker["idle_ms"]
-        since: dict[str, Any] = overview.gained({"": then.get(name, 0)}, {"": worker["queries"]})
-        table.add_row(
-            name,
-            Text(state, style=_COLOURS.get(state, "")),
-            worker["subnet"] or "-",
-            f"{since[''] / seconds:,.1f}" if seconds and state != overview.LOST else "-",
-            f"{worker['queries']:,}",
-            f"{worker['batches']:,}",
-            f"{idle_ms['p50']:6.2f} {idle_ms['p99']:7.2f}",
-            worker["device"],
+        bar = "█" * round(share * _BAR)
+        rows.append(
+            {"subnet": subnet["id"], "accuracy": f"{subnet['accuracy']:.2f} %", "share": f"{share:.1%}", "": bar}
         )
-    return table
+    return rows
 
 
-def _table(*headings: str) -> Table:
-    """Return a table whose numbers stand to the right; where the terminal is narrow, names are broken."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in _WORDS else "right"
-        table.add_column(heading, justify=justify, no_wrap=heading not in _BROKEN, overflow="fold")
+def _workers(workers: Iterable[Document], before: Iterable[Document], seconds: float) -> list[Row]:
+    then = {worker["name"]: worker["queries"] for worker in before}
+    rows = []
+    for worker in sorted(workers, key=lambda worker: str(worker["name"])):
+        name, state, idle_ms, queries = worker["name"], worker["state"], worker["idle_ms"], worker["queries"]
+        since = overview.gained({"": then.get(name, 0)}, {"": queries})[""]
+        rows.append(
+            {
+                "worker": name,
+                "state": state,
+                "subnet": worker["subnet"] or "-",
+                "queries/s": f"{since / seconds:,.1f}" if seconds and state != overview.LOST else "-",
+                "queries": f"{queries:,}",
+                "batches": f"{worker['batches']:,}",
+                "idle ms, p50 p99": f"{idle_ms['p50']:6.2f} {idle_ms['p99']:7.2f}",
+                "device": worker["device"],
+            }
+        )
+    return rows
+
+
+def _fitted(rows: list[Row], width: int) -> list[Row]:
+    """Return rows without the columns that ``width`` has no room for; of a worker's name the end is kept."""
+    room = width
+    for dropped in ("", *_DISPENSABLE):
+        rows = [{heading: cell for heading, cell in row.items() if heading != dropped} for row in rows]
+        columns = {heading: max(len(heading), *(len(row[heading]) for row in rows)) for heading in rows[0]}
+        room = width - sum(size + _GAP for heading, size in columns.items() if heading != "worker")
+        if room >= min(columns["worker"], _NAME):
+            break
+    room = max(room, _NAME)
+    return [{**row, "worker": name if len(name := row["worker"]) <= room else f"…{name[1 - room :]}"} for row in rows]
+
+
+def _table(rows: list[Row]) -> Table:
+    """Return a table whose numbers stand to the right."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, _GAP, 0, 0))
+    for heading in rows[0]:
+        table.add_column(heading, justify="left" if heading in _WORDS else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row.values()))
     return table
 
 

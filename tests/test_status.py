@@ -22,7 +22,7 @@ from tests.mesh.peer import Peer
 from tests.mesh.test_mesh import scheduler, worker_process
 
 Running = Callable[[Service], AbstractAsyncContextManager[Tasks]]
-COLUMNS = 100
+PATIENCE_S = 60.0  # programs take their time to start on a busy machine
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -34,14 +34,14 @@ async def superserve(*flags: str, **environment: str) -> tuple[int, str, str]:
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **environment},
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
 
 class Terminal:
-    """A terminal of ``COLUMNS`` columns, and what a program has shown in it."""
+    """A terminal, and what a program has shown in it."""
 
     def __init__(self, master: int, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -52,7 +52,7 @@ class Terminal:
         """Return what was shown once it has all of these words, and forget it; TimeoutError with it if not."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while not all(word.encode() in self._shown for word in words):
                     self._shown += _ESCAPES.sub(b"", await loop.run_in_executor(None, os.read, self._master, 65_536))
         except TimeoutError:
@@ -62,15 +62,15 @@ class Terminal:
 
 
 @contextlib.asynccontextmanager
-async def terminal(*flags: str) -> AsyncIterator[Terminal]:
-    """``superserve status`` in a terminal; what it renews comes every 0.1 s."""
+async def terminal(*flags: str, columns: int = 100) -> AsyncIterator[Terminal]:
+    """``superserve status`` in a terminal of so many columns; what it renews comes every 0.1 s."""
     master, slave = os.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-m", "services.cli", "status", "--interval-s", "0.1", *flags),
         stdin=slave,
         stdout=slave,
         stderr=slave,
-        env={**os.environ, "COLUMNS": str(COLUMNS), "LINES": "60", "TERM": "xterm"},
+        env={**os.environ, "COLUMNS": str(columns), "LINES": "60", "TERM": "xterm"},
         preexec_fn=embedded.die_with_parent,
     )
     os.close(slave)
@@ -92,9 +92,10 @@ async def test_worker_that_dies_is_seen_to(
         running(scheduler(redis_url, model_folder, worker_timeout_ms=500)),
         worker_process(redis_url, model_folder, profile_file(), "--name", "stays"),
         worker_process(redis_url, model_folder, profile_file(), "--name", "dies") as dying,
-        terminal("--redis", redis_url, "--model", model_folder.name) as shown,
+        contextlib.AsyncExitStack() as stack,
     ):
-        await peer.wait_for_workers(2)
+        await peer.wait_for_workers(2, PATIENCE_S)
+        shown = await stack.enter_async_context(terminal("--redis", redis_url, "--model", model_folder.name))
         before = await shown.until("dies", "stays", "large")
         assert "lost" not in before
         assert "0 gateways" in before
@@ -106,6 +107,25 @@ async def test_worker_that_dies_is_seen_to(
         shown.process.send_signal(signal.SIGINT)
         async with asyncio.timeout(10):
             assert await shown.process.wait() == 0
+
+
+async def test_narrow_terminal_leaves_out_what_matters_least(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running
+) -> None:
+    """In 60 columns state and subnet are whole, a long name keeps its end, and device and waits are not shown."""
+    name = f"worker-{'x' * 50}-tail"
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(scheduler(redis_url, model_folder)),
+        worker_process(redis_url, model_folder, profile_file(), "--name", name),
+    ):
+        await peer.wait_for_workers(1, PATIENCE_S)
+        await peer.collect(await peer.send([peer.record()]))
+        async with terminal("--redis", redis_url, "--model", model_folder.name, columns=60) as shown:
+            table = await shown.until("x-tail", "idle", "\n")
+    assert re.search(r"\u2026x+-tail +idle +(small|large) ", table)
+    assert "device" not in table
+    assert "idle ms" not in table
 
 
 async def test_redis_that_goes_is_told_and_waited_for(tmp_path: Path) -> None:
@@ -150,8 +170,9 @@ async def test_what_was_served_is_shown(redis_url: str) -> None:
     assert "policy slackfit:buckets=16, scheduler s1" in out
     assert "queue: 5 queries, 7 rows; the most urgent has 12.3 ms left" in out
     assert "w2: no such subnet" in out
-    assert re.search(r"in all +\(12\) +80.00 % +87.50 % +2.0 +25.0 ms +1  1 expired, 2 invalid", out)
-    assert re.search(r"last 0\.\d s +0.0 +- +- +- +- +0  0 *\n", out)
+    assert re.search(r"in all +\(12\) +80.00 % +87.50 % +2.0 +25.0 ms +1 +3 *\n", out)
+    assert "failed in all: 1 expired, 2 invalid\n" in out
+    assert re.search(r"last 0\.\d s +0.0 +- +- +- +- +0 +0 *\n", out)
     assert re.search(r"w1 +busy +large +0.0 +8 +4 ", out)
 
 

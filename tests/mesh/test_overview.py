@@ -44,7 +44,7 @@ async def test_what_was_served_is_counted(
         running(scheduler(redis_url, model_folder)),
         running(service),
     ):
-        await peer.wait_for_workers(1)
+        await peer.wait_for_workers(1, 60.0)
         before = await shown(peer, lambda model: model["ready"])
         assert [found["subnet"] for found in before["workers"]] == [None]
         await peer.collect(await peer.send([peer.record() for _ in range(30)]))
@@ -84,7 +84,7 @@ async def test_worker_that_dies_is_shown_as_lost_for_a_while(
         running(scheduler(redis_url, model_folder, worker_timeout_ms=500)),
         worker_process(redis_url, model_folder, profile_file()) as process,
     ):
-        (known,) = (await peer.wait_for_workers(1)).workers
+        (known,) = (await peer.wait_for_workers(1, 60.0)).workers
         await peer.collect(await peer.send([peer.record() for _ in range(5)]))
         await shown(peer, lambda model: model["workers"][0]["queries"] == 5)
         os.kill(process.pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ async def test_worker_that_comes_back_is_no_longer_lost(
         running(scheduler(redis_url, model_folder, worker_timeout_ms=500)),
         worker_process(redis_url, model_folder, profile, "--name", "w") as process,
     ):
-        await peer.wait_for_workers(1)
+        await peer.wait_for_workers(1, 60.0)
         os.kill(process.pid, signal.SIGKILL)
         await shown(peer, lambda model: [found["state"] for found in model["workers"]] == ["lost"])
         async with running(worker(redis_url, model_folder, profile, name="w")):
