@@ -8,12 +8,12 @@ process at start with exit code 2 and a line that names key and value.
 import argparse
 import inspect
 import os
-import re
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from common import address
 from common.errors import ConfigError
 from common.sched import policies
 
@@ -26,7 +26,6 @@ Every flag can be set by the environment: --log-level is SUPERSERVE_LOG_LEVEL; -
 exit codes: 0 drained after SIGINT or SIGTERM; 1 it failed while running, or drained for longer than --grace-s;
 2 wrong usage, or a setting that cannot be met
 """
-_PASSWORD = re.compile(r"^(\w+://[^/@:]*:).*@")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
@@ -46,7 +45,7 @@ class ServiceSettings(BaseSettings):
 
     redis: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="URL of Redis or Valkey: redis://, rediss:// or unix://",
+        description="URL of Redis or Valkey: redis://, unix://, redis+sentinel:// or redis+cluster://; rediss for TLS",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     log_json: bool | None = Field(None, description="log JSON lines; by default unless stderr is a terminal")
@@ -62,10 +61,10 @@ class ServiceSettings(BaseSettings):
     )
 
     def shown(self) -> dict[str, Any]:
-        """Return every setting as it may be logged: a password in the URL of Redis is left out."""
+        """Return every setting as it may be logged: passwords in the URL of Redis are left out."""
         settings = self.model_dump()
         if settings["redis"] is not None:
-            settings["redis"] = without_password(settings["redis"])
+            settings["redis"] = address.shown(settings["redis"])
         return settings
 
 
@@ -233,14 +232,13 @@ def redis_url() -> str:
     return found or str(ServiceSettings.model_fields["redis"].default)
 
 
-def without_password(url: str) -> str:
-    """Return the URL of Redis as it may be shown."""
-    return _PASSWORD.sub(r"\1***@", url)
+def child_environment(redis_url: str) -> dict[str, str]:
+    """Return this process's environment for services that it starts, without what must differ between them.
 
-
-def child_environment() -> dict[str, str]:
-    """Return this process's environment for services that it starts, without what must differ between them."""
-    return {key: value for key, value in os.environ.items() if key not in _DIFFER}
+    The URL of Redis goes by it: everybody may read a command line, and the URL may have a password.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key not in _DIFFER}
+    return {**inherited, f"{ENV_PREFIX}REDIS": redis_url}
 
 
 def _flag(kind: type[ServiceSettings], location: tuple[str | int, ...]) -> str:

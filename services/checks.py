@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from common import keys, overview
+from common import address, keys, overview
 from common.clock import Clock
 from common.diagnosis import Finding
-from common.settings import without_password
 from common.streams import StreamsError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ ANSWER_S = 2.0
 
 async def check_redis(streams: Streams, url: str) -> list[Finding]:
     """Look at the server itself; the first finding is "fail" if there is no use in looking at anything behind it."""
-    shown = without_password(url)
+    shown = address.shown(url)
     try:
         await streams.ping()
     except StreamsError as error:
@@ -133,7 +132,7 @@ async def _streams(streams: Streams) -> Finding:
         await streams.drop_lease(keys.leader(model), "doctor")
         await streams.delete(stream)
     except StreamsError as error:
-        advice = "give the user of this URL the rights that a service needs, and Redis room to write"
+        advice = "run the doctor as the user doctor of deploy/redis/users.acl, or free the memory of Redis"
         return Finding("streams", "fail", error.message, advice)
     if len(entries) != 1 or left:
         return Finding("streams", "fail", f"read {len(entries)} of 1 entry, {len(left)} left", "is a proxy in between?")
@@ -207,21 +206,21 @@ def _model(model: dict[str, Any]) -> list[Finding]:
 
 async def check_port(host: str, port: int) -> Finding:
     """Who listens where a gateway would?"""
-    check, address = f"port {port}", f"{host}:{port}"
+    check, place = f"port {port}", f"{host}:{port}"
     try:
         with socket.create_server((host, port)):
-            return Finding(check, "ok", f"{address} is free for a gateway")
+            return Finding(check, "ok", f"{place} is free for a gateway")
     except OSError as error:
         problem = error.strerror or str(error)
     timeout = aiohttp.ClientTimeout(ANSWER_S)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"http://{address}/v2") as response:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"http://{place}/v2") as response:
             document = await response.json(content_type=None)
         if isinstance(document, dict) and document.get("name") == "superserve":
-            return Finding(check, "ok", f"a SuperServe gateway answers at {address}")
+            return Finding(check, "ok", f"a SuperServe gateway answers at {place}")
     except (aiohttp.ClientError, TimeoutError, ValueError):
         pass  # then it is no gateway of ours, or none at all
-    return Finding(check, "fail", f"{address}: {problem}", "superserve gateway --port N with another number")
+    return Finding(check, "fail", f"{place}: {problem}", "superserve gateway --port N with another number")
 
 
 def check_limits() -> Finding:

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common import overview
+from common import address, overview
 from common.overview import Document
-from common.settings import redis_url, without_password
+from common.settings import redis_url
 from common.streams import Streams, StreamsError
 from services.worker import terminal
 
@@ -67,7 +67,7 @@ class Watch:
             published = await self._streams.read_published()
             document = overview.overview(await self._streams.server_time_us(), published)
         except StreamsError as error:
-            raise Unreadable(f"{without_password(self._url)}: {error.message}") from error
+            raise Unreadable(f"{address.shown(self._url)}: {error.message}") from error
         if self._model is not None:
             found = overview.of_model(document, self._model)
             if found is None:
@@ -86,7 +86,7 @@ class Watch:
             document = self._documents[-1]
             at = datetime.fromtimestamp(document["now_us"] / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             gateways = len(document["gateways"])
-            head = f"{without_password(self._url)}, {at}, {gateways} {'gateway' if gateways == 1 else 'gateways'}"
+            head = f"{address.shown(self._url)}, {at}, {gateways} {'gateway' if gateways == 1 else 'gateways'}"
             parts.append(Text(head, style="bold"))
             if not document["models"]:
                 parts.append(Text("No scheduler has ever served a model here: superserve scheduler --model NAME"))
