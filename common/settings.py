@@ -82,6 +82,15 @@ class GatewaySettings(ServiceSettings):
     payload_threshold_bytes: int = Field(
         16 * 1024, gt=0, description="a query's tensors above this size travel under a key of their own"
     )
+    log_queries: float = Field(
+        0.0, ge=0, le=1, description="share of queries that get a line in the log: what answered, and why no better"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP/HTTP receiver of traces, as http://collector:4318 (extra otel); by default none"
+    )
+    trace_ratio: float = Field(
+        0.01, ge=0, le=1, description="share of queries traced, of those whose client has not decided by traceparent"
+    )
 
 
 class SchedulerSettings(ServiceSettings):

@@ -7,8 +7,8 @@ share one reason, which is the first of these that holds:
    best that the policy uses of itself (`Policy.best`: `fixed`, `infaas`).
 2. `slack`: the most urgent query, the head, had not the slack for a better subnet, not even alone: the quickest of them
    would have ended after its deadline. A head that is late already (`late=serve`) has no slack.
-3. `floor`: a better subnet would have met the slack, and the subnet is the least accurate that the head's `min_accuracy`
-   admits, or one better than the policy uses of itself. The floor held accuracy up; it is not what lowered it.
+3. `floor`: a better subnet would have met the slack, and this one is the least accurate that the head's `min_accuracy`
+   admits, or better than any that the policy uses of itself. The floor held accuracy up; it is not what lowered it.
 4. `policy`: a better subnet would have met the head's slack, and the policy chose less: to run a larger batch for those
    behind, to spare them their deadlines, out of more caution than is allowed for here, or for a change's cost.
 

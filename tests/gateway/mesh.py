@@ -102,7 +102,8 @@ class FakeMesh:
         started = self.clock.now_us()
         message = wire.Answers(
             "worker-1", "torch", "large", "slackfit", 93.5, sum(record.rows for record, _ in results),
-            started, started + 1_500, 7, self.degraded, started - 500, [wire.Answer(record.id, len(payload), error) for record, payload in results],
+            started, started + 1_500, 7, self.degraded, started - 500,
+            [wire.Answer(record.id, len(payload), error) for record, payload in results],
         )  # fmt: skip
         payload = b"".join(payload for _, payload in results)
         return Outgoing(keys.replies(self.model, gateway), wire.encode(message), payload)
