@@ -197,6 +197,11 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
         raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error
 
 
+def from_environment(name: str) -> str | None:
+    """Return what the environment sets a flag to, for a command without settings of its own; None if it does not."""
+    return os.environ.get(f"{ENV_PREFIX}{name.upper()}")
+
+
 def child_environment() -> dict[str, str]:
     """Return this process's environment for services that it starts, without what must differ between them."""
     return {key: value for key, value in os.environ.items() if key not in _DIFFER}

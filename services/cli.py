@@ -31,6 +31,7 @@ commands:
   scheduler   one scheduler: ingress stream to batches, each with its subnet
   worker      one worker: batches to answers; joins the mesh by itself
   policies    the scheduling policies and their options
+  explain     what became of one query and why, from the scheduler's event log
   search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
   profile     how fast each subnet is on this device
   import      a published checkpoint to a model that can be served
@@ -112,6 +113,12 @@ def _up(settings: UpSettings) -> Service:
     return Up(settings)
 
 
+def _explain(flags: list[str]) -> int:
+    from services.explain import run as explain
+
+    return explain(flags)
+
+
 def _search(flags: list[str]) -> int:
     from services.worker.searching import run as search
 
@@ -132,6 +139,7 @@ def _import(flags: list[str]) -> int:
 
 _TOOLS: dict[str, Callable[[list[str]], int]] = {
     "policies": _policies,
+    "explain": _explain,
     "search": _search,
     "profile": _profile,
     "import": _import,
