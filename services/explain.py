@@ -89,12 +89,15 @@ def document(story: Story) -> dict[str, Any]:
         "min_accuracy": query.min_accuracy,
         "priority": query.priority,
         "ended": story.ended,
-        "steps": [{"step": _kind(step), **asdict(step)} for step in story.steps],
+        "steps": [_document(step) for step in story.steps],
     }
 
 
-def _kind(step: Step) -> str:
-    return "put_back" if isinstance(step, PutBack) else type(step).__name__.lower()
+def _document(step: Step) -> dict[str, Any]:
+    told = {"step": "put_back" if isinstance(step, PutBack) else type(step).__name__.lower(), **asdict(step)}
+    if isinstance(step, Dispatched | Rejected) and step.decision is not None and step.decision.choice is not None:
+        told["decision"]["choice"] = step.decision.choice._asdict()
+    return told
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -19,16 +19,23 @@ sees: from the predicted start to the deadline, less the reply's margin.
 
 from __future__ import annotations
 
+from common.sched.estimators import Residuals
 from common.sched.types import Degraded, Query
 from common.sched.worker import Worker
 
 
 def why_degraded(
-    worker: Worker, head: Query, subnet: str, best_accuracy: float, slack_us: float, margin: float
+    worker: Worker,
+    head: Query,
+    subnet: str,
+    best_accuracy: float,
+    slack_us: int,
+    residuals: Residuals,
+    quantile: float,
 ) -> Degraded:
     """Return why the head's batch runs `subnet` on this worker and nothing better; "" if that is the best.
 
-    best_accuracy: in percent, of the best subnet of any live worker. margin: what predictions are multiplied with.
+    best_accuracy: in percent, of the best subnet of any live worker. quantile: of the residuals, the margin allowed.
     """
     profile = worker.profile
     accuracy = profile.accuracy(subnet)
@@ -39,7 +46,7 @@ def why_degraded(
         return "cap"
     if better > worker.best:
         return "cap" if head.min_accuracy <= profile.subnets[worker.best].accuracy else "floor"
-    if profile.floor_us(better, head.rows) * worker.correction * margin > slack_us:
+    if profile.floor_us(better, head.rows) * worker.correction * residuals.quantile(quantile, prior=1.0) > slack_us:
         return "slack"
     if head.min_accuracy > 0.0 and worker.cheapest < profile.index(subnet) == worker.eligible(head.min_accuracy):
         return "floor"
