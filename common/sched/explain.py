@@ -282,13 +282,14 @@ class _Census:
 
 
 def _options(view: View, choice: Choice | None, margin: float) -> Iterator[Option]:
-    """Every subnet with the head's own rows, every profiled batch that holds them, and the batch that was chosen."""
+    """Every subnet with the head alone, each profiled batch that the queue fills, all of the queue, and what was chosen."""
     profile, queued, least = view.profile, view.queue.rows, view.head.rows
+    most = max(least, min(queued, profile.max_batch))
     taken = (choice.subnet, max(least, min(choice.rows, queued))) if choice is not None else None
-    sizes = {*profile.batch_sizes, least, *(taken[1:] if taken else ())}
+    sizes = {least, *(size for size in profile.batch_sizes if least < size < most), most, *(taken[1:] if taken else ())}
     table = profile.latencies("median", max(sizes))
     for subnet, row in zip(profile.subnets, table, strict=True):
-        for rows in sorted(size for size in sizes if size >= least):
+        for rows in sorted(sizes):
             latency_us = round(row[rows] * view.worker.correction * margin)
             yield Option(
                 subnet=subnet.id,

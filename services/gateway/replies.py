@@ -79,12 +79,13 @@ def account(query: Query, result: Result) -> dict[str, Any]:
 def _headers(told: dict[str, Any]) -> dict[str, str]:
     """Return what proxies, browsers and curl can read of an account without the body."""
     queue_ms, inference_ms, total_ms = told["queue_ms"], told["inference_ms"], told["total_ms"]
+    reply_ms = max(0.0, total_ms - queue_ms - inference_ms)  # clocks may disagree a little
     headers = {
         QUERY_ID: told["query_id"],
         "X-Superserve-Subnet": told["subnet"],
         "X-Superserve-Accuracy": f"{told['accuracy']:g}",
         "Server-Timing": f"queue;dur={queue_ms:.3f}, inference;dur={inference_ms:.3f}, "
-        f"reply;dur={total_ms - queue_ms - inference_ms:.3f}, total;dur={total_ms:.3f}",
+        f"reply;dur={reply_ms:.3f}, total;dur={total_ms:.3f}",
     }
     if "degraded" in told:
         headers["X-Superserve-Degraded"] = told.get("degraded_reason", "no")

@@ -88,13 +88,15 @@ class Traces:
         if ending.status >= 500:
             span.set_status(StatusCode.ERROR, ending.error)
         context = trace.set_span_in_context(span)
+        end_us = now_us
         for stage, (from_us, to_us) in _stages(call, ending, now_us).items():
             links = None
             if stage == "inference" and ending.result is not None:
                 links = [Link(self._batch(ending.result.batch, span).get_span_context())]
             child = self._tracer.start_span(stage, context, links=links, start_time=from_us * 1_000)
             child.end(max(from_us, to_us) * 1_000)
-        span.end(now_us * 1_000)
+            end_us = max(end_us, to_us)  # clocks may disagree a little
+        span.end(end_us * 1_000)
         return f"{span.get_span_context().trace_id:032x}"
 
     async def close(self) -> None:
