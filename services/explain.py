@@ -124,7 +124,7 @@ def _show(story: Story, console: Console) -> None:
         for at_us, text in _told(step):
             _line(console, f"+{ms(at_us - query.arrival_us)}", text)
         if isinstance(step, Dispatched | Rejected):
-            console.print(Text(f"            Why: {step.why}"))
+            _line(console, "", f"Why: {step.why}")
         if isinstance(step, Dispatched | Rejected) and step.decision is not None:
             _show_decision(step.decision, console)
         elif isinstance(step, Rejected) and step.candidates:
@@ -134,7 +134,7 @@ def _show(story: Story, console: Console) -> None:
 
 
 def _line(console: Console, at: str, text: str) -> None:
-    console.print(Text(f"{at:>10}  {text}"))
+    console.print(Text(f"{at:>10}  {text}"), soft_wrap=True)
 
 
 def _told(step: Step) -> Iterator[tuple[int, str]]:
@@ -163,13 +163,14 @@ def _told(step: Step) -> Iterator[tuple[int, str]]:
 
 
 def _show_decision(decision: Decision, console: Console) -> None:
-    head = f"query {decision.head:016x}, the most urgent" if decision.ahead else "it"
+    whose = f"The slack of the most urgent, {decision.head:016x}, was" if decision.ahead else "Its slack was"
     console.print(
         Text(
-            f"\nThe policy was asked for {decision.worker} with {decision.queued_rows} rows queued, {decision.ahead} "
-            f"queries before it. Slack of {head}: {ms(decision.slack_us)}.\nTimes are the profile's median x "
-            f"{decision.correction:.2f} (this worker, lately) x {decision.margin:.2f} (what batches took over it)."
-        )
+            f"\nThe policy was asked to fill {decision.worker}, with {count(decision.queued_rows, 'row')} queued and "
+            f"{count(decision.ahead, 'query')} before this one. {whose} {ms(decision.slack_us)}.\nTimes: the profile's "
+            f"median x {decision.correction:.2f} (this worker, lately) x {decision.margin:.2f} (few batches exceed)."
+        ),
+        soft_wrap=True,
     )
     rows = sorted({option.rows for option in decision.options})
     shares = {option.rows: option.queue_share for option in decision.options}
@@ -204,7 +205,7 @@ def _subnets_to_show(decision: Decision) -> list[str]:
 
 
 def _workers(candidates: tuple[Candidate, ...]) -> Table:
-    table = Table("worker", "state", "free in", "holds", "needs at least", "spare", "lately x")
+    table = Table("worker", "state", "free in", "holds", "needs at least", "spare", "correction")
     for one in candidates:
         needs, spare = ("-" if us is None else ms(us) for us in (one.needs_us, one.spare_us))
         holds = count(one.batches, "batch")

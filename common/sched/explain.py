@@ -282,7 +282,7 @@ class _Census:
 
 
 def _options(view: View, choice: Choice | None, margin: float) -> Iterator[Option]:
-    """Every subnet with the head alone, each profiled batch that the queue fills, all of the queue, and what was chosen."""
+    """Every subnet with the head alone, the profiled batches that the queue fills, all of it, and what was chosen."""
     profile, queued, least = view.profile, view.queue.rows, view.head.rows
     most = max(least, min(queued, profile.max_batch))
     taken = (choice.subnet, max(least, min(choice.rows, queued))) if choice is not None else None

@@ -146,6 +146,7 @@ def why_taken(degraded: Degraded, decision: Decision | None, place: int) -> str:
     if decision is None or decision.choice is None:
         return "No subnet could meet its deadline any more, so it left with the quickest for it (late=serve)."
     head = "it" if place == 1 else "the most urgent query of its batch"
+    whose = "Its own" if place == 1 else "The most urgent query's"
     taken = decision.choice.subnet
     accuracy = next(option.accuracy for option in decision.options if option.subnet == taken)
     better = [option for option in decision.options if option.accuracy > accuracy]
@@ -163,15 +164,13 @@ def why_taken(degraded: Degraded, decision: Decision | None, place: int) -> str:
                 f"{quickest.subnet}, takes {ms(quickest.latency_us)} for {count(quickest.rows, 'row')}."
             )
         case "floor":
-            return (
-                f"The min_accuracy of {head} set it: {taken} is the least that it allows, and a better one would fit."
-            )
+            return f"{whose} min_accuracy set it: {taken} is the least that it allows, and a better one would fit."
         case "policy":
             fits = max((o for o in better if o.meets_slack), key=lambda o: (o.accuracy, o.rows), default=None)
             could = f"{fits.subnet} with up to {count(fits.rows, 'row')}" if fits else "A better one"
             return (
                 f"{could} would have met the slack of {ms(decision.slack_us)} that {head} had; the policy chose "
-                f"{taken} with up to {count(decision.choice.rows, 'row')}, while {decision.queued_rows} were queued."
+                f"{taken} with up to {count(decision.choice.rows, 'row')}, of {decision.queued_rows} that were queued."
             )
 
 

@@ -31,6 +31,8 @@ Degraded: TypeAlias = Literal["", "cap", "slack", "floor", "policy"]
 `common.sched.degraded` decides it and says what each means.
 """
 
+REASONS_DEGRADED: tuple[Degraded, ...] = ("cap", "slack", "floor", "policy")
+
 
 class Query(NamedTuple):
     """One request of `rows` inputs, answered as a whole and never split.

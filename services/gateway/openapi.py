@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.sched.types import REASONS_DEGRADED
 from common.tensors import BYTES, DTYPES
 from services.gateway.model import VERSION
 from services.gateway.options import MAX_INTEGER
@@ -23,7 +24,6 @@ _ERRORS = {
 }
 _RETRIED = (429, 503)
 _OF_QUERIES = (400, 429, 500, 503, 504)  # may come when the query was in the mesh
-_REASONS = ("cap", "slack", "floor", "policy")
 _TEXT: Document = {"type": "string"}
 _NAME: Document = {"type": "string", "minLength": 1}
 _COUNT: Document = {"type": "integer", "minimum": 0}
@@ -119,7 +119,7 @@ def _infer(name: str) -> Document:
         "X-Superserve-Query-Id": _QUERY_ID,
         "X-Superserve-Subnet": {"schema": _TEXT},
         "X-Superserve-Accuracy": {"description": "percent", "schema": _ref("Percent")},
-        "X-Superserve-Degraded": {"description": "why not the best subnet", "schema": {"enum": ["no", *_REASONS]}},
+        "X-Superserve-Degraded": {"description": "why no better", "schema": {"enum": ["no", *REASONS_DEGRADED]}},
     }
     return operation
 
@@ -300,7 +300,7 @@ def _schemas(max_slo_ms: float) -> Document:
                         "query_id": _TEXT,
                     },
                     degraded=_FLAG,
-                    degraded_reason={"enum": list(_REASONS)},
+                    degraded_reason={"enum": list(REASONS_DEGRADED)},
                     label_name=_TEXT,
                 ),
                 "outputs": _list(

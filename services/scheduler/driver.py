@@ -112,8 +112,8 @@ class Driver:
         wake_us = None
         for command in commands:
             match command:
-                case Dispatch(batch):
-                    self.counts.dispatched(batch, now_us)
+                case Dispatch(batch, degraded):
+                    self.counts.dispatched(batch, now_us, degraded)
                     self._dispatch(command, now_us)
                 case Reject(query, reason):
                     self.counts.outcomes[reason] += 1

@@ -75,7 +75,7 @@ def test_options_are_the_policy_s(start: Start) -> None:
     assert (left.degraded, left.best_accuracy) == ("policy", 80.0)
     assert left.why == (
         "big with up to 1 row would have met the slack of 20.0 ms that the most urgent query of its batch had; "
-        "the policy chose small with up to 4 rows, while 4 were queued."
+        "the policy chose small with up to 4 rows, of 4 that were queued."
     )
 
 
