@@ -166,11 +166,17 @@ def why_taken(degraded: Degraded, decision: Decision | None, place: int) -> str:
         case "floor":
             return f"{whose} min_accuracy set it: {taken} is the least that it allows, and a better one would fit."
         case "policy":
-            fits = max((o for o in better if o.meets_slack), key=lambda o: (o.accuracy, o.rows), default=None)
-            could = f"{fits.subnet} with up to {count(fits.rows, 'row')}" if fits else "A better one"
+            fitting = [option for option in better if option.meets_slack]
+            packed = next(option.rows for option in decision.options if option.taken)
+            within = f"within the slack of {ms(decision.slack_us)} that {head} had"
+            if same := [option.subnet for option in fitting if option.rows == packed]:
+                return (
+                    f"{same[-1]} would have run the same batch {within}; the policy chose less, for others or caution."
+                )
+            most = max(fitting, key=lambda option: (option.accuracy, option.rows))
             return (
-                f"{could} would have met the slack of {ms(decision.slack_us)} that {head} had; the policy chose "
-                f"{taken} with up to {count(decision.choice.rows, 'row')}, of {decision.queued_rows} that were queued."
+                f"{most.subnet} would have run up to {count(most.rows, 'row')} {within}, but no better subnet the whole "
+                f"batch: the policy ran {packed} on {taken}, of {decision.queued_rows} that were queued."
             )
 
 

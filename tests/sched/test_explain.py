@@ -74,8 +74,8 @@ def test_options_are_the_policy_s(start: Start) -> None:
     }
     assert (left.degraded, left.best_accuracy) == ("policy", 80.0)
     assert left.why == (
-        "big with up to 1 row would have met the slack of 20.0 ms that the most urgent query of its batch had; "
-        "the policy chose small with up to 4 rows, of 4 that were queued."
+        "big would have run up to 1 row within the slack of 20.0 ms that the most urgent query of its batch had, but "
+        "no better subnet the whole batch: the policy ran 4 on small, of 4 that were queued."
     )
 
 
