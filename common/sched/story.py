@@ -175,7 +175,7 @@ def why_taken(degraded: Degraded, decision: Decision | None, place: int) -> str:
                 )
             most = max(fitting, key=lambda option: (option.accuracy, option.rows))
             return (
-                f"{most.subnet} would have run up to {count(most.rows, 'row')} {within}, but no better subnet the whole "
+                f"{most.subnet} would have run up to {count(most.rows, 'row')} {within}, but no better one the whole "
                 f"batch: the policy ran {packed} on {taken}, of {decision.queued_rows} that were queued."
             )
 

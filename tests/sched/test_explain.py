@@ -75,7 +75,7 @@ def test_options_are_the_policy_s(start: Start) -> None:
     assert (left.degraded, left.best_accuracy) == ("policy", 80.0)
     assert left.why == (
         "big would have run up to 1 row within the slack of 20.0 ms that the most urgent query of its batch had, but "
-        "no better subnet the whole batch: the policy ran 4 on small, of 4 that were queued."
+        "no better one the whole batch: the policy ran 4 on small, of 4 that were queued."
     )
 
 
