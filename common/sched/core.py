@@ -50,6 +50,7 @@ from common.sched.degraded import why_degraded
 from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
 from common.sched.options import SchedulerOptions
 from common.sched.policies.base import Policy, View, best_of, learner_of
+from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.types import (
     MIN_ACCURACY,
@@ -91,6 +92,7 @@ class Scheduler:
         self._queue = EdfQueue()
         self._workers: dict[str, Worker] = {}
         self._ready: tuple[Worker, ...] = ()
+        self._alike: list[list[Worker]] = []  # the same, those together that take as long for any head
         self._best_accuracy = inf
         self._live: set[int] = set()
         self._next_batch = self.options.first_batch
@@ -272,6 +274,10 @@ class Scheduler:
     def _recount(self) -> None:
         ready = [worker for worker in self._workers.values() if not worker.draining]
         self._ready = tuple(sorted(ready, key=lambda worker: worker.rank))
+        groups: dict[tuple[Profile, int], list[Worker]] = {}
+        for worker in self._ready:
+            groups.setdefault((worker.profile, worker.cheapest), []).append(worker)
+        self._alike = list(groups.values())
         # Without workers nothing is out of reach: one may come.
         self._best_accuracy = max((worker.profile.subnets[-1].accuracy for worker in self._ready), default=inf)
 
@@ -304,28 +310,29 @@ class Scheduler:
         place: Worker | None = None
         reason: Reason | None = "min_accuracy"  # None as soon as one can
         wake_us, last_us, fewest = NEVER, 0, max_in_flight
-        floors_us: tuple[int, ...] = ()
-        latest_us: int | None = None
-        for worker in self._ready:  # the first is filled first, of those with as many batches
-            if worker.floors_us is not floors_us:  # most workers are alike and share them
-                floors_us = worker.floors_us
-                floor_us = worker.floor_us(head)
-                latest_us = None if floor_us is None else due_us - floor_us
-            if latest_us is None:
+        for alike in self._alike:
+            floor_us = alike[0].floor_us(head)
+            if floor_us is None:
                 continue
-            free_us = worker.free_us
-            if free_us > latest_us or soonest_us > latest_us:
-                reason = reason and "late"
+            reason, latest_us = reason and "late", due_us - floor_us
+            if soonest_us > latest_us:
                 continue
-            reason = None
-            if latest_us > last_us:
-                last_us = latest_us
-            batches = len(worker.batches)
-            if free_us > soonest_us:
-                if batches < max_in_flight and free_us - delay_us < wake_us:
-                    wake_us = free_us - delay_us
-            elif batches < fewest:
-                place, fewest = worker, batches
+            for worker in alike:
+                free_us = worker.free_us
+                if free_us > latest_us:
+                    continue
+                reason = None
+                if latest_us > last_us:
+                    last_us = latest_us
+                if free_us > soonest_us:
+                    if free_us - delay_us < wake_us and len(worker.batches) < max_in_flight:
+                        wake_us = free_us - delay_us
+                elif (batches := len(worker.batches)) < fewest or (
+                    place is not None and batches == fewest and worker.rank < place.rank
+                ):
+                    place, fewest = worker, batches
+                    if not batches:
+                        break
         if place is not None:
             return place
         if reason is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from common.sched.estimators import Residuals
 from common.sched.profile import Profile
@@ -27,10 +26,10 @@ class Worker:
     """One worker as the core sees it. Policies may read it, only the core changes it.
 
     `cheapest` is the index of the cheapest subnet that the policy ever uses here, `best` that of the most accurate, and
-    `floors_us[rows]` the least median latency from the cheapest on, up to the largest batch; workers that are alike
-    share them. `rank` orders workers as they are filled: the fastest, the most accurate, the first by name.
-    `correction` is the smoothed ratio of observed latency to the median, with which every prediction is multiplied.
-    `subnet` is that of the batch dispatched last, "" before the first.
+    `floors_us[rows]` the least median latency from the cheapest on, up to the largest batch. `rank` orders workers as
+    they are filled: the fastest, the most accurate, the first by name. `correction` is the smoothed ratio of observed
+    latency to the median, with which every prediction is multiplied. `subnet` is that of the batch dispatched last, ""
+    before the first.
     """
 
     __slots__ = (
@@ -56,7 +55,7 @@ class Worker:
         self.profile = profile
         self.cheapest = cheapest
         self.best = len(profile.subnets) - 1 if best is None else best
-        self.floors_us = _floors_us(profile, cheapest)
+        self.floors_us = tuple(profile.floor_us(cheapest, rows) for rows in range(profile.max_batch + 1))
         self.rank = (self.floors_us[-1], -profile.subnets[-1].accuracy, self.name)
 
     def eligible(self, min_accuracy: float) -> int:
@@ -119,8 +118,3 @@ class Worker:
         for waiting in self.batches.values():
             self.free_us = max(self.free_us, waiting.ready_us) + waiting.expected_us
         return outstanding
-
-
-@lru_cache(maxsize=256)
-def _floors_us(profile: Profile, cheapest: int) -> tuple[int, ...]:
-    return tuple(profile.floor_us(cheapest, rows) for rows in range(profile.max_batch + 1))
