@@ -37,17 +37,20 @@ def why_degraded(
 
     best_accuracy: in percent, of the best subnet of any live worker. quantile: of the residuals, the margin allowed.
     """
-    profile = worker.profile
-    accuracy = profile.accuracy(subnet)
+    profile, index = worker.profile, worker.profile.index(subnet)
+    subnets = profile.subnets
+    accuracy = subnets[index].accuracy
     if accuracy >= best_accuracy:
         return ""
-    better = profile.first_above(accuracy)
-    if better == len(profile.subnets):
+    better = index + 1
+    while better < len(subnets) and subnets[better].accuracy == accuracy:
+        better += 1
+    if better == len(subnets):
         return "cap"
     if better > worker.best:
-        return "cap" if head.min_accuracy <= profile.subnets[worker.best].accuracy else "floor"
+        return "cap" if head.min_accuracy <= subnets[worker.best].accuracy else "floor"
     if profile.floor_us(better, head.rows) * worker.correction * residuals.quantile(quantile, prior=1.0) > slack_us:
         return "slack"
-    if head.min_accuracy > 0.0 and worker.cheapest < profile.index(subnet) == worker.eligible(head.min_accuracy):
+    if head.min_accuracy > 0.0 and worker.cheapest < index == worker.eligible(head.min_accuracy):
         return "floor"
     return "policy"

@@ -14,7 +14,7 @@ measurement can break that, and can put a p95 below its median: then the running
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -128,10 +128,6 @@ class Profile:
     def first_at_least(self, min_accuracy: float) -> int:
         """Index of the least accurate subnet that reaches `min_accuracy`; `len(subnets)` if none does."""
         return bisect_left(self._accuracies, min_accuracy)
-
-    def first_above(self, accuracy: float) -> int:
-        """Index of the least accurate subnet that exceeds `accuracy`; `len(subnets)` if none does."""
-        return bisect_right(self._accuracies, accuracy)
 
     def latency_us(self, subnet: str, rows: int, quantile: Quantile = "median") -> int:
         """Latency of a batch of `rows` rows. O(1)."""

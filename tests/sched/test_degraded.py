@@ -157,3 +157,12 @@ def test_best_of_a_policy() -> None:
     assert best_of(Fixed(subnet="smallest"), PROFILE) == 0
     assert best_of(Coarse("fixed:smallest"), PROFILE) == 0
     assert best_of(Coarse("maxbatch"), PROFILE) == 1
+
+
+def test_subnets_alike_in_accuracy_are_not_better(start: Start) -> None:
+    """A slower subnet of the same accuracy, which would not meet the slack, is no better one: the worker has none."""
+    core = start()
+    twin = Subnet("twin", 70.0, (11_000, 13_000, 17_000), (12_000, 14_000, 19_000))
+    core.hello(profile=make_profile(SMALL, twin))
+    core.hello("best", make_profile(BIG))
+    assert reasons(core.arrive(query(1, 10_500))) == [("small", "cap")]
