@@ -13,13 +13,13 @@ from services.gateway import images
 from services.gateway.bodies import IDENTITY, deflate, inflate
 from services.gateway.options import parse_query
 from services.gateway.protocol import Plan, row_plan, split
-from services.gateway.replies import QUERY_ID, describe, encode
+from services.gateway.replies import QUERY_ID, describe, encode, id_of
 from services.gateway.server import fail
 from services.gateway.tensors import text_row
 from services.gateway.watch import CLIENT_LEFT, Call, Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from grpc.aio import ServicerContext as Context
 
     from common.settings import GatewaySettings
     from services.gateway.http import Request
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from services.gateway.watch import Watch
 
     Outcome = Result | SuperServeError
-    Metadata = Callable[[], Iterable[tuple[str, str]]]
 
 # What is read as JSON without an Inference-Header-Content-Length. The last two are what aiohttp and curl -d put there
 # when nobody told them anything.
@@ -66,12 +65,12 @@ class Inference:
         except Exception as error:  # whatever it is, it is counted and answered
             self._refuse(request, link, error)
 
-    async def ask(self, link: ModelLink, header: bytes, raw: bytes, metadata: Metadata) -> Reply:
+    async def ask(self, link: ModelLink, header: bytes, raw: bytes, context: Context) -> Reply:
         """Return the reply to a JSON part and a raw part that came by gRPC; SuperServeError if none.
 
         Cancelled, it withdraws the query.
         """
-        call = Call(dict(metadata()), link.now_us(), grpc=True) if self._watch is not None else None
+        call = Call(dict(context.invocation_metadata()), link.now_us(), grpc=True) if self._watch is not None else None
         query: Query | None = None
         answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
@@ -84,6 +83,7 @@ class Inference:
             assert link.planner is not None
             plan = link.planner.plan(header)
             query = self._send(link, plan.rows, plan.options, plan.tensors(raw), done)
+            context.set_trailing_metadata(((QUERY_ID.lower(), id_of(query)),))
             try:
                 outcome = await answered
             except asyncio.CancelledError:
@@ -164,7 +164,7 @@ class Inference:
 
     def _refuse(self, request: Request, link: ModelLink, error: Exception, query: Query | None = None) -> None:
         self._count(link, error, query, request.watched)
-        fail(request, error, {QUERY_ID: f"{query.record.id:016x}"} if query is not None else None)
+        fail(request, error, {QUERY_ID: id_of(query)} if query is not None else None)
 
     def _count(self, link: ModelLink, error: Exception, query: Query | None, call: Call | None) -> None:
         status = error.status if isinstance(error, SuperServeError) else 500

@@ -108,9 +108,7 @@ class RpcServer:
     async def _infer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         link = self._routes.model(request.model_name, request.model_version or VERSION)
         header = orjson.dumps(_document(request))
-        document, raw = await self._inference.ask(
-            link, header, b"".join(request.raw_input_contents), context.invocation_metadata
-        )
+        document, raw = await self._inference.ask(link, header, b"".join(request.raw_input_contents), context)
         return _response(document, raw)
 
 

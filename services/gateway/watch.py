@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common import log
 from common.errors import ConfigError
 from services.gateway.metrics import ANSWERED, LATE, LEFT, OUTCOMES
-from services.gateway.replies import account
+from services.gateway.replies import account, id_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Ending(NamedTuple):
         facts: dict[str, Any] = {"model": self.link.name, "outcome": self.outcome, "status": self.status}
         if self.query is not None:
             record = self.query.record
-            facts["query_id"] = f"{record.id:016x}"
+            facts["query_id"] = id_of(self.query)
             facts |= {"rows": record.rows, "slo_ms": (record.deadline_us - record.arrival_us) / 1_000}
             if record.min_accuracy:
                 facts["min_accuracy"] = record.min_accuracy
