@@ -41,6 +41,7 @@ commands:
   scheduler   one scheduler: ingress stream to batches, each with its subnet
   worker      one worker: batches to answers; joins the mesh by itself
   policies    the scheduling policies and their options
+  explain     what became of one query and why, from the scheduler's event log
   status      models, workers, policies, queue and attainment of a mesh, as they are now
   doctor      is Redis, this machine and the mesh as they have to be, and what to do if not
   search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
@@ -162,6 +163,7 @@ _TOOLS = {
     "policies": "services.policies",
     "status": "services.status",
     "doctor": "services.doctor",
+    "explain": "services.explain",
     "search": "services.worker.searching",
     "profile": "services.worker.profiling",
     "import": "services.worker.importing",
