@@ -41,9 +41,9 @@ commands:
   scheduler   one scheduler: ingress stream to batches, each with its subnet
   worker      one worker: batches to answers; joins the mesh by itself
   policies    the scheduling policies and their options
-  explain     what became of one query and why, from the scheduler's event log
   status      models, workers, policies, queue and attainment of a mesh, as they are now
   doctor      is Redis, this machine and the mesh as they have to be, and what to do if not
+  explain     what became of one query and why, from the scheduler's event log
   search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
   profile     how fast each subnet is on this device
   import      a published checkpoint to a model that can be served
