@@ -136,7 +136,7 @@ def test_usage_names_every_command() -> None:
 @pytest.mark.parametrize("name", TOOLS)
 def test_unknown_flag_of_a_tool_is_wrong_usage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A flag that there is not is code 2, named, for commands that are no services as well."""
-    required = {"import": ["ofa-resnet50", "x"], "completion": ["bash"]}
+    required = {"import": ["ofa-resnet50", "x"], "completion": ["bash"], "explain": ["2f"]}
     with pytest.raises(SystemExit) as ended:
         command([name, *required.get(name, []), "--nonesuch"])
     assert ended.value.code == 2
