@@ -83,6 +83,11 @@ def _policies(flags: list[str]) -> int:
     return 0
 
 
+def _import_from_here() -> None:
+    """Find policies and families of the user's own where the command is run."""
+    sys.path.append(str(Path.cwd()))
+
+
 # Imports stand inside the makers: a gateway must not load torch, nor a worker an HTTP server.
 
 
@@ -95,7 +100,7 @@ def _gateway(settings: GatewaySettings) -> Service:
 def _scheduler(settings: SchedulerSettings) -> Service:
     from services.scheduler.scheduler import SchedulerService
 
-    sys.path.append(str(Path.cwd()))  # a policy of the user's own lies where the command is run
+    _import_from_here()
     return SchedulerService(settings)
 
 
@@ -103,6 +108,7 @@ def _worker(settings: WorkerSettings) -> Service:
     from services.worker.start import build
     from services.worker.worker import Worker
 
+    _import_from_here()
     return Worker(settings, build(settings))
 
 
@@ -115,12 +121,14 @@ def _up(settings: UpSettings) -> Service:
 def _search(flags: list[str]) -> int:
     from services.worker.searching import run as search
 
+    _import_from_here()
     return search(flags)
 
 
 def _profile(flags: list[str]) -> int:
     from services.worker.profiling import run as profile
 
+    _import_from_here()
     return profile(flags)
 
 
