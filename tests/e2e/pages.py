@@ -26,7 +26,7 @@ from tests.e2e.conftest import Running, launch
 ROOT = Path(__file__).parents[2]
 RUN = ("python", "sh", "console")
 HTTP, GRPC = "127.0.0.1:8000", "127.0.0.1:8001"
-NOT_HERE = {".git", ".venv", "out", "tests"}
+NOT_HERE = {".git", ".venv", "out"}
 TIMEOUT_S = 120
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 _TITLE = re.compile(r"(?:--|#|//) ([\w/.-]+\.\w+)\n")
