@@ -108,15 +108,17 @@ def failures() -> list[list[str]]:
 
 
 def test_what_fails_is_seen_as_told() -> None:
-    """Each status is one that errors have, each log event is logged, each metric is in docs/metrics.md, whose own test
-    holds it against a mesh."""
+    """Each status is one that errors have, with words that stand in the sources, each log event is logged, and each
+    metric is in docs/metrics.md, whose own test holds it against a mesh."""
     rows = failures()
     assert len(rows) > 10
     statuses = set(re.findall(r"^    status = (\d+)$", SOURCES[ROOT / "common" / "errors.py"], re.M))
     metrics = set(re.findall(r"`(superserve_\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     for what, status, event, metric, _ in rows:
         assert set(re.findall(r"\b[2-5]\d\d\b", status)) <= statuses | {"200"}, what
-        assert set(re.findall(r"`(\w+)`", event)) <= EVENTS, what
+        for words in re.findall(r"`([^`]+)`", status):
+            assert any(words in text for text in SOURCES.values()), f"{what}: {words}"
+        assert set(re.findall(r"`(\w+)`", event)) <= EVENTS, f"{what}: {event}"
         named = set(re.findall(r"`(superserve_\w+)", metric))
         assert named <= metrics, what
         assert event != "-" or named or status != "-", f"{what}: nobody sees it"
