@@ -23,10 +23,10 @@ HEAD = f"""\
 
 <!-- Made by scripts/make-config-reference from common/settings.py: change that, not this. -->
 
-Every flag of a service is an environment variable too. There is nothing else: no file, and nothing that is read later. A flag
-wins over its variable, which wins over the default; `{REDIS_URL}` counts where neither `--redis` nor `{ENV_PREFIX}REDIS`
-is given. A wrong value ends the process at its start with exit code 2 and a line that names key and value. What holds is
-logged once, as the event `settings`, without the password in the URL of Redis.
+Every flag of a service is an environment variable too. There is nothing else: no file, and nothing that is read later.
+A flag wins over its variable, which wins over the default; `{REDIS_URL}` counts where neither `--redis` nor
+`{ENV_PREFIX}REDIS` is given. A wrong value ends the process at its start with exit code 2 and a line that names key
+and value. What holds is logged once, as the event `settings`, without the password in the URL of Redis.
 
 `superserve COMMAND --help` says the same. The variables of containers are in [.env.example](../.env.example), those of
 pods in [settings.env](../deploy/kubernetes/base/settings.env), the options of policies in `superserve policies`.
@@ -35,9 +35,10 @@ TABLE = "| flag | environment | type | default | range | meaning |\n|---|---|---
 EVERY = "Every service"
 NOTES = {
     "up": """\
-`up` starts the others. It gives them its own values of the settings below, and hands its environment on, so that a variable
-sets for all what has no flag here: `{prefix}GRPC_PORT=8001 superserve up`. `{prefix}NAME` and `{prefix}METRICS_PORT`
-are left out, since they must differ, and of the flags for every service `--log-json` reaches the others as a variable alone.""",
+`up` starts the others. It gives them its own values of the settings below, and hands its environment on, so that a
+variable sets for all what has no flag here: `{prefix}GRPC_PORT=8001 superserve up`. `{prefix}NAME` and
+`{prefix}METRICS_PORT` are left out, since they must differ. Of the flags of every service `--log-json` reaches the
+others as a variable alone.""",
 }
 RANGE = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}", "max_length": "up to {} characters of"}
 

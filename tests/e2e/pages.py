@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 RUN = ("python", "sh", "console")
 HTTP, GRPC = "127.0.0.1:8000", "127.0.0.1:8001"
 NOT_HERE = {".git", ".venv", "out"}
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 _TITLE = re.compile(r"(?:--|#|//) ([\w/.-]+\.\w+)\n")
 _UP = re.compile(r"(?:\w+=\S+ )*superserve up\b")
@@ -100,8 +100,10 @@ class Place:
         Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(folder / "shirt.png")
 
     def adapted(self, code: str) -> str:
-        """The code of a block with the addresses of this place, and programs found by PATH."""
+        """The code of a block with the addresses of this place, programs found by PATH, and SLOs that a machine holds
+        which has other things to do."""
         code = code.replace(".venv/bin/", "").replace("localhost:8000", HTTP)
+        code = re.sub(r"([?&]slo_ms=|[\"']slo_ms[\"']: ?)\d+", r"\g<1>10000", code)
         code = code.replace("loadgen replay", f"loadgen replay --url http://{self.http}")
         return code.replace(HTTP, self.http).replace(GRPC, self.grpc)
 

@@ -46,7 +46,7 @@ def talks(block: Block) -> bool:
     return bool(re.search(r":8000|loadgen replay", block.code)) and "superserve up" not in block.code
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.stem != "clients" and any(b.runs for b in pages.blocks(page))], ids=of
 )

@@ -135,7 +135,7 @@ def test_any_order_of_events_keeps_the_rules_and_replays(own: str) -> None:
 
     class Of(Machine):
         @initialize(late=st.sampled_from(LATE), cap=st.integers(1, 3))
-        def start(self, late: Literal["drop", "serve"], cap: int) -> None:  # type: ignore[override]
+        def start(self, late: Literal["drop", "serve"], cap: int) -> None:
             self.begin(own, late, cap)
 
     run_state_machine_as_test(Of, settings=settings(max_examples=10, stateful_step_count=40, deadline=None))
