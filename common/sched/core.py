@@ -41,16 +41,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import inf
+from operator import attrgetter
 from types import MappingProxyType
 from typing import assert_never
 
 from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
 from common.sched.options import SchedulerOptions
 from common.sched.policies.base import Policy, View, learner_of
+from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.types import (
+    MIN_ACCURACY,
+    ROWS,
     Arrived,
     Batch,
     BatchDone,
@@ -69,17 +72,10 @@ from common.sched.types import (
 )
 from common.sched.worker import Worker
 
+_ID = attrgetter("id")
+
 NEVER = 1 << 62
 """Later than every time in microseconds."""
-
-
-@dataclass(slots=True)
-class _Placement:
-    """Where the head of the queue can go: a worker to fill now, or why there is none, or when to look again."""
-
-    worker: Worker | None = None
-    hopeless: Reason | None = None
-    wake_us: int = NEVER
 
 
 class Scheduler:
@@ -95,6 +91,7 @@ class Scheduler:
         self._queue = EdfQueue()
         self._workers: dict[str, Worker] = {}
         self._ready: tuple[Worker, ...] = ()
+        self._alike: list[list[Worker]] = []  # the same, those together that take as long for any head
         self._best_accuracy = inf
         self._live: set[int] = set()
         self._next_batch = self.options.first_batch
@@ -183,24 +180,39 @@ class Scheduler:
 
     def _arrived(self, queries: Sequence[Query], now_us: int, out: list[Command]) -> None:
         live, room = self._live, self.options.max_queue_rows - self._queue.rows
+        ids, rows = set(map(_ID, queries)), sum(map(ROWS, queries))
+        accepted = queries
+        if (
+            len(ids) == len(queries)
+            and rows <= room
+            and max(map(MIN_ACCURACY, queries), default=0.0) <= self._best_accuracy
+            and live.isdisjoint(ids)
+        ):
+            live |= ids
+        else:
+            accepted, rows = self._admit(queries, room, out)
+        self._queue.push(accepted)
+        self.accepted += len(accepted)
+        self.rate.add(rows, now_us)
+        if self._learner is not None:
+            self._learner.arrived(rows, now_us)
+
+    def _admit(self, queries: Sequence[Query], room: int, out: list[Command]) -> tuple[list[Query], int]:
+        """Take those of some queries that are new, that can be served and that fit; return them and their rows."""
         accepted: list[Query] = []
         rows = 0
         for query in queries:
-            if query.id in live:
+            if query.id in self._live:
                 continue
             if query.min_accuracy > self._best_accuracy:
                 out.append(Reject(query, "min_accuracy"))
             elif rows + query.rows > room:
                 out.append(Reject(query, "queue_full"))
             else:
-                live.add(query.id)
+                self._live.add(query.id)
                 accepted.append(query)
                 rows += query.rows
-        self._queue.push(accepted)
-        self.accepted += len(accepted)
-        self.rate.add(rows, now_us)
-        if self._learner is not None:
-            self._learner.arrived(rows, now_us)
+        return accepted, rows
 
     def _finished(self, event: BatchDone) -> None:
         worker = self._workers.get(event.worker)
@@ -237,7 +249,7 @@ class Scheduler:
         self.accepted += len(ids - self._live)
         self._live |= ids
         self._next_batch = max(self._next_batch, batch.id + 1)
-        worker.assign(replace(batch, worker=worker.name, queries=queries), now_us, 0)
+        worker.assign(batch._replace(worker=worker.name, queries=queries), now_us, 0)
 
     def _lost(self, name: str, now_us: int, out: list[Command]) -> None:
         worker = self._workers.pop(name, None)
@@ -258,7 +270,12 @@ class Scheduler:
             self._recount()
 
     def _recount(self) -> None:
-        self._ready = tuple(worker for worker in self._workers.values() if not worker.draining)
+        ready = [worker for worker in self._workers.values() if not worker.draining]
+        self._ready = tuple(sorted(ready, key=lambda worker: worker.rank))
+        groups: dict[tuple[Profile, int], list[Worker]] = {}
+        for worker in self._ready:
+            groups.setdefault((worker.profile, worker.cheapest), []).append(worker)
+        self._alike = list(groups.values())
         # Without workers nothing is out of reach: one may come.
         self._best_accuracy = max((worker.profile.subnets[-1].accuracy for worker in self._ready), default=inf)
 
@@ -271,58 +288,61 @@ class Scheduler:
             head = self._queue.head
             due_us = head.deadline_us - self.options.reply_margin_us
             place = self._place(head, due_us, now_us)
-            late = place.hopeless == "late" and self.options.late == "serve"
+            late = place == "late" and self.options.late == "serve"
             if late:
                 place = self._place(head, 2 * NEVER, now_us)
-            if place.hopeless is not None:
-                self._reject(self._queue.pop(), place.hopeless, now_us, out)
-            elif place.worker is not None:
-                self._dispatch(place.worker, late, now_us, out)
-            else:
-                self._wake_us = place.wake_us
+            if isinstance(place, Worker):
+                self._dispatch(head, place, late, now_us, out)
+            elif isinstance(place, int):
+                self._wake_us = place
                 return
+            else:
+                self._reject(self._queue.pop(), place, now_us, out)
 
-    def _place(self, head: Query, due_us: int, now_us: int) -> _Placement:
+    def _place(self, head: Query, due_us: int, now_us: int) -> Worker | Reason | int:
         """Find the worker for a head due at `due_us`, or the reason why there is none, or the moment to look again."""
         if not self._ready:
-            return (
-                _Placement(hopeless="no_worker") if now_us >= head.deadline_us else _Placement(wake_us=head.deadline_us)
-            )
+            return "no_worker" if now_us >= head.deadline_us else head.deadline_us
         delay_us, max_in_flight = self.delay.us, self.options.max_in_flight
         soonest_us = now_us + delay_us
-        place = _Placement(hopeless="min_accuracy")
-        last_us = 0
-        rows = head.rows if head.min_accuracy <= 0.0 else NEVER
-        for worker in self._ready:
-            floors_us = worker.floors_us
-            floor_us = floors_us[rows] if rows < len(floors_us) else worker.floor_us(head)
+        place: Worker | None = None
+        reason: Reason | None = "min_accuracy"  # None as soon as one can
+        wake_us, last_us, fewest = NEVER, 0, max_in_flight
+        for alike in self._alike:
+            floor_us = alike[0].floor_us(head)
             if floor_us is None:
                 continue
-            free_us, latest_us = worker.free_us, due_us - floor_us
-            if free_us > latest_us or soonest_us > latest_us:
-                place.hopeless = place.hopeless and "late"
+            reason, latest_us = reason and "late", due_us - floor_us
+            if soonest_us > latest_us:
                 continue
-            place.hopeless = None
-            if latest_us > last_us:
-                last_us = latest_us
-            if len(worker.batches) >= max_in_flight:
-                continue
-            if free_us > soonest_us:
-                if free_us - delay_us < place.wake_us:
-                    place.wake_us = free_us - delay_us
-            elif place.worker is None or worker.order() < place.worker.order():
-                place.worker = worker
+            for worker in alike:
+                free_us = worker.free_us
+                if free_us > latest_us:
+                    continue
+                reason = None
+                if latest_us > last_us:
+                    last_us = latest_us
+                if free_us > soonest_us:
+                    if free_us - delay_us < wake_us and len(worker.batches) < max_in_flight:
+                        wake_us = free_us - delay_us
+                elif (batches := len(worker.batches)) < fewest or (
+                    place is not None and batches == fewest and worker.rank < place.rank
+                ):
+                    place, fewest = worker, batches
+                    if not batches:
+                        break
+        if place is not None:
+            return place
+        if reason is not None:
+            return reason
         # At this wake the last start that makes the deadline has passed, unless a worker can be filled before.
-        place.wake_us = min(place.wake_us, last_us - delay_us + 1)
-        return place
+        return min(wake_us, last_us - delay_us + 1)
 
-    def _dispatch(self, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
+    def _dispatch(self, head: Query, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
         """Fill a worker with the head and what the policy packs with it, or let the head go if the policy says so."""
-        head = self._queue.head
         choice: Choice | None = None
         if not late:
-            overrun = self.residuals.quantile(self.options.start_quantile, prior=1.0) - 1.0
-            start_us = worker.start_us(now_us + self.delay.us, overrun)
+            start_us = worker.start_us(now_us + self.delay.us, self.residuals, self.options.start_quantile)
             slack_us = head.deadline_us - self.options.reply_margin_us - start_us
             queue, ready, rate, residuals = self._queue, self._ready, self.rate, self.residuals
             view = View(now_us, start_us, slack_us, queue, worker, ready, rate, residuals, self._learner)

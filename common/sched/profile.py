@@ -131,7 +131,8 @@ class Profile:
 
     def latency_us(self, subnet: str, rows: int, quantile: Quantile = "median") -> int:
         """Latency of a batch of `rows` rows. O(1)."""
-        return self.latencies(quantile, rows)[self.index(subnet)][rows]
+        row = (self._median if quantile == "median" else self._p95)[self.index(subnet)]
+        return row[rows] if rows < len(row) else _extend(row, rows)[rows]
 
     def latencies(self, quantile: Quantile, rows: int = 0) -> tuple[tuple[int, ...], ...]:
         """Table [subnet index][rows] of latencies, reaching at least to `max_batch` and to `rows`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain, pairwise
+from operator import attrgetter, lt
 
-from common.sched.types import Query
+from common.sched.types import DEADLINE_US, MIN_ACCURACY, ROWS, Query
 
 _PASS_OVER = 64
 """How many queries too demanding for a batch's subnet are passed over while packing: bounds a decision's cost."""
@@ -14,9 +15,7 @@ _PASS_OVER = 64
 _COMPACT = 256
 """Slots freed at the front before the list may be compacted."""
 
-
-def _order(query: Query) -> tuple[int, int, int]:
-    return query.deadline_us, query.priority, query.id
+_order: Callable[[Query], tuple[int, int, int]] = attrgetter("deadline_us", "priority", "id")
 
 
 class EdfQueue:
@@ -45,6 +44,10 @@ class EdfQueue:
         """The query whose deadline comes first. Raises IndexError if the queue is empty."""
         return self._items[self._front]
 
+    def first(self, most: int) -> list[Query]:
+        """Return the first queries in EDF order, up to `most`."""
+        return self._items[self._front : self._front + most]
+
     def deadlines(self) -> Iterator[tuple[int, int]]:
         """Iterate (deadline_us, rows) in EDF order, copying nothing: take what is needed and stop."""
         items = self._items
@@ -59,7 +62,7 @@ class EdfQueue:
         items, i = self._items, self._front
         if self.rows == len(items) - i:  # one row each, as nearly always: no need to look at every one
             i += max(skipped, 1)
-            return [query.deadline_us for query in items[i : i + size * most : size]], min(size, max(0, len(items) - i))
+            return list(map(DEADLINE_US, items[i : i + size * most : size])), min(size, max(0, len(items) - i))
         skipped -= items[i].rows
         i += 1
         while i < len(items) and skipped >= items[i].rows:
@@ -79,16 +82,14 @@ class EdfQueue:
 
     def push(self, queries: Iterable[Query]) -> None:
         """Add queries, whose ids must not be in the queue."""
-        items, rows = self._items, 0
-        last_us = items[-1].deadline_us if self._front < len(items) else -1
-        for query in queries:
-            if query.deadline_us > last_us:
-                items.append(query)
-                last_us = query.deadline_us
-            else:
+        items, queries = self._items, tuple(queries)
+        places = list(map(_order, chain(items[max(self._front, len(items) - 1) :], queries)))
+        if all(map(lt, places, places[1:])):  # nearly always: they came in order
+            items += queries
+        else:
+            for query in queries:
                 insort(items, query, lo=self._front, key=_order)
-            rows += query.rows
-        self.rows += rows
+        self.rows += sum(map(ROWS, queries))
 
     def take(self, max_rows: int, accuracy: float) -> tuple[Query, ...]:
         """Remove and return the queries of one batch: the head always, then the next in order while their rows fit.
@@ -97,6 +98,13 @@ class EdfQueue:
         batch: nothing overtakes it for being smaller. Raises IndexError if the queue is empty.
         """
         items, i = self._items, self._front
+        if self.rows == len(items) - i:  # one row each, as nearly always: if all may go, they go as they stand
+            alike = items[i : i + max(1, max_rows)]
+            if max(map(MIN_ACCURACY, alike[1:]), default=0.0) <= accuracy:
+                self._front += len(alike)
+                self.rows -= len(alike)
+                self._compact()
+                return tuple(alike)
         head = items[i]
         taken, rows = [head], head.rows
         passed: list[Query] = []

@@ -3,11 +3,14 @@
 Every time is an integer count of microseconds of one clock common to all processes; every event is applied at a
 `now_us` of that clock, given beside it. Events state facts, commands state decisions; both are values, so that a log
 of events replays to the same commands.
+
+What occurs once per query or batch is a named tuple: a frozen dataclass takes three times as long to make.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias
 
 from common.sched.profile import Profile
@@ -27,8 +30,7 @@ class Query(NamedTuple):
     """One request of `rows` inputs, answered as a whole and never split.
 
     `min_accuracy` is in percent, like a profile's. `priority` breaks ties between equal deadlines, lower numbers first,
-    and does nothing else. `attempts` counts the workers that died while running the query. A named tuple, since one is
-    made per request: a frozen dataclass takes several times as long.
+    and does nothing else. `attempts` counts the workers that died while running the query.
     """
 
     id: int
@@ -40,8 +42,14 @@ class Query(NamedTuple):
     attempts: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+# To go over many queries at once: map(ROWS, queries) runs no code of ours per query.
+ARRIVAL_US = attrgetter("arrival_us")
+DEADLINE_US = attrgetter("deadline_us")
+ROWS = attrgetter("rows")
+MIN_ACCURACY = attrgetter("min_accuracy")
+
+
+class Batch(NamedTuple):
     """Queries that one worker runs together through one subnet. `id` is unique per worker."""
 
     id: int
@@ -52,19 +60,17 @@ class Batch:
     @property
     def rows(self) -> int:
         """Inputs in the batch: a query of n rows counts n."""
-        return sum([query.rows for query in self.queries])
+        return sum(map(ROWS, self.queries))
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """A policy's answer: run `subnet` on up to `rows` inputs."""
 
     subnet: str
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(NamedTuple):
     """Queries were read from the ingress. An id that is queued or in flight is ignored: delivery is at least once."""
 
     queries: tuple[Query, ...]
@@ -82,8 +88,7 @@ class WorkerHello:
     running: tuple[Batch, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BatchDone:
+class BatchDone(NamedTuple):
     """A worker finished a batch that it ran from `started_us` to `finished_us`. An unknown batch is ignored."""
 
     worker: str
@@ -111,8 +116,7 @@ class Tick:
     """The moment of the latest WakeAt has come. A tick too early, or too often, does no harm."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(NamedTuple):
     """Send the batch to its worker now."""
 
     batch: Batch
@@ -126,8 +130,7 @@ class Reject:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAt:
+class WakeAt(NamedTuple):
     """Send a Tick at `at_us`, unless another event comes first. It replaces every earlier WakeAt."""
 
     at_us: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.sched.estimators import Residuals
 from common.sched.profile import Profile
 from common.sched.types import Batch, BatchDone, Query
 
@@ -25,14 +26,14 @@ class Worker:
     """One worker as the core sees it. Policies may read it, only the core changes it.
 
     `cheapest` is the index of the cheapest subnet that the policy ever uses here, and `floors_us[rows]` the least
-    median latency from it on, up to the profile's largest batch. `correction` is the smoothed ratio of observed latency
-    to the profile's median, with which every prediction is multiplied. `subnet` is that of the batch dispatched last,
-    "" before the first.
+    median latency from it on, up to the largest batch. `rank` orders workers as they are filled: the fastest, the most
+    accurate, the first by name. `correction` is the smoothed ratio of observed latency to the median, with which every
+    prediction is multiplied. `subnet` is that of the batch dispatched last, "" before the first.
     """
 
     __slots__ = (
-        *("_finished", "_rank", "batches", "cheapest", "correction", "draining"),
-        *("floors_us", "free_us", "name", "profile", "subnet"),
+        *("_finished", "batches", "cheapest", "correction", "draining", "floors_us"),
+        *("free_us", "name", "profile", "rank", "subnet"),
     )
 
     def __init__(self, name: str, profile: Profile, cheapest: int) -> None:
@@ -50,11 +51,7 @@ class Worker:
         self.profile = profile
         self.cheapest = cheapest
         self.floors_us = tuple(profile.floor_us(cheapest, rows) for rows in range(profile.max_batch + 1))
-        self._rank = (self.floors_us[-1], -profile.subnets[-1].accuracy, self.name)
-
-    def order(self) -> tuple[int, float, float, str]:
-        """Which worker to fill first: idle ones, then the fastest, the most accurate, the first by name."""
-        return (len(self.batches), *self._rank)
+        self.rank = (self.floors_us[-1], -profile.subnets[-1].accuracy, self.name)
 
     def eligible(self, min_accuracy: float) -> int:
         """Index of the first subnet, by accuracy, that may serve `min_accuracy`; `len(subnets)` if none can."""
@@ -75,11 +72,12 @@ class Worker:
         table = self.profile.latencies("median", rows)
         return self.profile.subnets[min(range(first, len(table)), key=lambda i: table[i][rows])].id
 
-    def start_us(self, ready_us: int, overrun: float) -> int:
-        """When a batch that is here at `ready_us` can start, if the running one exceeds its prediction by `overrun`."""
+    def start_us(self, ready_us: int, residuals: Residuals, quantile: float) -> int:
+        """When a batch that is here at `ready_us` can start, if the running one takes that quantile of `residuals`."""
         if not self.batches:
-            return max(ready_us, self.free_us)
+            return ready_us if ready_us > self.free_us else self.free_us
         running = next(iter(self.batches.values()))
+        overrun = residuals.quantile(quantile, prior=1.0) - 1.0
         return max(ready_us, self.free_us + round(running.expected_us * overrun))
 
     def assign(self, batch: Batch, now_us: int, delay_us: int) -> None:

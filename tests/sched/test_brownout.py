@@ -98,11 +98,11 @@ def test_workers_with_fewer_subnets_stop_at_their_smallest() -> None:
     """The level counts from the top of each profile, and falls as far as the longest one has subnets."""
     level, policy = Level(), parse_policy("brownout:window_ms=1")
     view = make_view(make_profile(SMALL, MID), [query(1)], 100_000, learned=level)
-    view = replace(view, workers=(view.worker, Worker("v", THREE, 0)))
+    view = view._replace(workers=(view.worker, Worker("v", THREE, 0)))
     chosen = []
     for i in range(5):
         level.rejected(query(9), "late", 0)
-        choice = policy.choose(replace(view, now_us=1_000 * (i + 1)))
+        choice = policy.choose(view._replace(now_us=1_000 * (i + 1)))
         chosen.append(choice and choice.subnet)
     assert chosen == ["small"] * 5
     assert level.lowered == 2

@@ -96,7 +96,7 @@ def test_asked_again_the_policy_sees_a_worker_busy_for_longer() -> None:
     """Start, slack and the worker's free time are later by the delay, in the view and among the workers."""
     SEEN.clear()
     view, other = loaded("small", 80_000), Worker("v", LOADING, 0)
-    view = replace(view, now_us=5_000, start_us=7_000, slack_us=73_000, workers=(other, view.worker))
+    view = view._replace(now_us=5_000, start_us=7_000, slack_us=73_000, workers=(other, view.worker))
     assert parse_policy(f"coarse:{__name__}:Watch").choose(view) == Choice("big", 1)
     first, again = SEEN
     assert first is view

@@ -4,7 +4,6 @@ One worker unless said otherwise; small takes 10, 12, 14, 16 ms and big 20, 30, 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from heapq import heappop, heappush
 from math import ceil
 
@@ -119,9 +118,9 @@ def test_those_behind_go_to_any_worker() -> None:
     view = seen(make_view(PROFILE, waiting(*[60_000] * 4, *[60_500] * 4), 60_000))
     assert POLICY.choose(view) == Choice("small", 4)
     other = Worker("other", PROFILE, 0)
-    assert POLICY.choose(replace(view, workers=(view.worker, other))) == Choice("big", 4)
+    assert POLICY.choose(view._replace(workers=(view.worker, other))) == Choice("big", 4)
     other.free_us = 50_000
-    assert POLICY.choose(replace(view, workers=(view.worker, other))) == Choice("small", 4)
+    assert POLICY.choose(view._replace(workers=(view.worker, other))) == Choice("small", 4)
 
 
 def test_those_who_will_arrive_count() -> None:
@@ -149,7 +148,7 @@ def test_a_head_with_a_slim_chance_is_served() -> None:
     """What lately happened leaves no time for the head, what is expected does: it is served, alone."""
     view = seen(make_view(PROFILE, waiting(11_000), 11_000), 1.5)
     assert POLICY.choose(view) == Choice("small", 1)
-    assert POLICY.choose(replace(view, slack_us=9_999)) is None
+    assert POLICY.choose(view._replace(slack_us=9_999)) is None
 
 
 def test_a_query_larger_than_every_batch_goes_alone() -> None:
@@ -168,7 +167,7 @@ def surprised(rows: int, queued: int = 4) -> View:
     """A view at 1 s, SLO 100 ms, 20 ms after so many rows came at once, which nothing had announced."""
     now_us = 1_000_000
     queries = [query(i, now_us + 100_000, now_us) for i in range(queued)]
-    view = seen(replace(make_view(PROFILE, queries, 100_000), now_us=now_us, start_us=now_us))
+    view = seen(make_view(PROFILE, queries, 100_000)._replace(now_us=now_us, start_us=now_us))
     view.rate.add(rows, now_us - 20_000)
     return view
 
@@ -223,7 +222,7 @@ def test_those_behind_are_saved_as_by_a_queue_of_workers(
     others = [Worker(f"w{us}", PROFILE, 0) for us in worker_us]
     for other, us in zip(others, worker_us, strict=True):
         other.free_us, other.correction = us, correction
-    ahead = _Ahead(replace(view, workers=(view.worker, *others)), Foresight(), 1.0)
+    ahead = _Ahead(view._replace(workers=(view.worker, *others)), Foresight(), 1.0)
     free = [(50_000, 1.0), *((us, correction) for us in worker_us)]
     dues_us, packed = view.queue.batches(4, 4, 99)
     for due_us in dues_us:

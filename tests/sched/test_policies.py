@@ -1,6 +1,6 @@
 """What each policy chooses, and how they are named; what all of them owe the core is in test_contract."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -182,7 +182,7 @@ def test_slackfit_is_quick_rather_than_let_go_what_will_probably_make_it() -> No
     view = make_view(PROFILE, [query(i) for i in range(9)], 20_000)
     view.residuals.add(10.0)  # the margin leaves 2 ms, less than any batch takes
     assert policy.choose(view) == Choice("small", 4)
-    behind = replace(view, start_us=30_000, slack_us=-10_000)  # expected to start at once all the same
+    behind = view._replace(start_us=30_000, slack_us=-10_000)  # expected to start at once all the same
     assert policy.choose(behind) == Choice("small", 4)
     hopeless = make_view(PROFILE, [query(i) for i in range(9)], 15_999)  # small@4 takes 16 ms
     assert policy.choose(hopeless) is None

@@ -1,7 +1,6 @@
 """Proteus: its program against enumeration, its demand by hand, and who runs what between two assignments."""
 
 import sys
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -138,7 +137,7 @@ def test_headroom_multiplies_the_demand(headroom: float, subnet: str) -> None:
     learned = Demand(1.0)
     learned.arrived(40, 0)
     view = make_view(PROFILE, [query(1, SLO_US)], 100_000, learned=learned)
-    choice = parse_policy(f"proteus:headroom={headroom}").choose(replace(view, now_us=1_000_000))
+    choice = parse_policy(f"proteus:headroom={headroom}").choose(view._replace(now_us=1_000_000))
     assert choice == Choice(subnet, 4)
 
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from common.sched.estimators import ArrivalRate, Residuals
 from common.sched.profile import Profile, Quantile
@@ -38,8 +38,7 @@ class Learner:
         """A query that had been admitted was given up."""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """The state of the system when one worker is about to be filled. The queue is not empty.
 
     `start_us` is when that worker can start the batch; `slack_us` the time it then has until the head's deadline,

@@ -19,7 +19,7 @@ back but for a query that demands accuracy. Without a delay the policy alone dec
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from common.sched.policies.base import Learner, Policy, PolicyError, View, largest_batch, learner_of
@@ -77,7 +77,7 @@ def _later(view: View, delay_us: int) -> View:
     worker.free_us = max(view.now_us, worker.free_us) + delay_us
     workers = tuple(worker if other is view.worker else other for other in view.workers)
     start_us, slack_us = view.start_us + delay_us, view.slack_us - delay_us
-    return replace(view, start_us=start_us, slack_us=slack_us, worker=worker, workers=workers)
+    return view._replace(start_us=start_us, slack_us=slack_us, worker=worker, workers=workers)
 
 
 def _in_time(view: View, choice: Choice) -> bool:

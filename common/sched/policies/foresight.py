@@ -32,13 +32,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from math import ceil
-from operator import ge
+from operator import ge, sub
 
 from common.sched.policies.base import PolicyError, View
 from common.sched.profile import Profile
-from common.sched.types import Choice
+from common.sched.types import ARRIVAL_US, DEADLINE_US, Choice
 
 _BEHIND = 0.75  # share of the margin that those behind are planned with
 _ARRIVING = 1 / 3  # arrivals are batched by what comes within this share of an SLO, at most
@@ -147,7 +146,8 @@ class _Ahead:
         self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
         self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
         # Who is to come is like who waits: the shortest of their SLOs is what a burst would have.
-        slo_us = max(1, min(q.deadline_us - q.arrival_us for q in islice(view.queue, _LIKE)))
+        like = view.queue.first(_LIKE)
+        slo_us = max(1, min(map(sub, map(DEADLINE_US, like), map(ARRIVAL_US, like))))
         self._due_us = due_us = now_us + slo_us - self._reply_us
         self._burst = policy.burst * view.rate.surprise(now_us)
         per_us = view.rate.per_s(now_us) / 1e6
