@@ -18,6 +18,7 @@ REPLIES_TTL_S = 60  # a reply stream whose gateway is gone disappears by itself
 WORKER_STREAM_TTL_S = 60  # a worker's stream: refreshed by each heartbeat; outlasts its loss being noticed by far
 STATUS_TTL_MS = 3_000  # a status that nobody refreshes means: no scheduler
 LEADER_TTL_MS = 2_000  # how long a dead scheduler blocks its standby
+COUNTS_TTL_MS = 3_000  # counts that nobody refreshes are those of a process that is gone
 
 
 def ingress(model: str) -> str:
@@ -53,6 +54,21 @@ def payload(model: str, query_id: int) -> str:
 def status(model: str) -> str:
     """Key of the active scheduler's status document."""
     return f"superserve:{{{model}}}:status"
+
+
+def scheduler_counts(model: str) -> str:
+    """Key of what the active scheduler counts."""
+    return f"superserve:{{{model}}}:counts"
+
+
+def gateways(model: str) -> str:
+    """Set of the names of gateways that count queries of this model."""
+    return f"superserve:{{{model}}}:gateways"
+
+
+def gateway_counts(model: str, gateway: str) -> str:
+    """Key of what one gateway counts."""
+    return f"superserve:{{{model}}}:counts:{gateway}"
 
 
 def leader(model: str) -> str:

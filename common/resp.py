@@ -1,9 +1,11 @@
-"""A lean, pipelined connection to Redis for the commands that every query pays for.
+"""A lean, pipelined connection to Redis.
 
 redis-py spends several times what the command itself costs, on retries, metrics and task switches per command;
-``scripts/bench-redis`` puts the two side by side. So appending, reading and acking go over this, and everything else
-over redis-py. hiredis does the parsing in both. Replies come in the order of commands, so one connection serves many
-callers at once; a blocking read wants a connection of its own.
+``scripts/bench-redis`` puts the two side by side. hiredis does the parsing in both. Replies come in the order of
+commands, so one connection serves many callers at once; a blocking read wants a connection of its own.
+
+A server that says it is the wrong one (READONLY: a primary that was demoted; MOVED: a node whose slot went elsewhere)
+counts as a broken connection: whoever waits is told so, and the next use asks anew where to connect.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-from redis.asyncio import connection as redis_py
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 CONNECT_TIMEOUT_S = 2.0
+WRONG_SERVER = ("READONLY ", "MOVED ")
 
 Command = tuple[bytes | str | int, ...]
+Place = str | tuple[str, int]  # the path of a unix socket, or host and port
 
 
 class ConnectionBrokenError(ConnectionError):
@@ -34,8 +37,9 @@ class _Protocol(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.waiting: collections.deque[tuple[asyncio.Future[list[Any]], int]] = collections.deque()
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(replyError=self._refused)
         self._replies: list[Any] = []
+        self._wrong_server: str | None = None
         self.broken: ConnectionBrokenError | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -46,6 +50,9 @@ class _Protocol(asyncio.Protocol):
         try:
             while (reply := self._reader.gets()) is not False:
                 self._replies.append(reply)
+                if self._wrong_server is not None:
+                    self.fail(self._wrong_server)
+                    return
                 if len(self._replies) == self.waiting[0][1]:
                     future, _ = self.waiting.popleft()
                     if not future.done():
@@ -53,6 +60,11 @@ class _Protocol(asyncio.Protocol):
                     self._replies = []
         except (hiredis.HiredisError, IndexError) as error:
             self.fail(f"not a Redis reply: {error}")
+
+    def _refused(self, text: str) -> hiredis.ReplyError:
+        if text.startswith(WRONG_SERVER):
+            self._wrong_server = text
+        return hiredis.ReplyError(text)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.fail(str(error or "connection closed by the server"))
@@ -69,14 +81,24 @@ class _Protocol(asyncio.Protocol):
 
 
 class Connection:
-    """Connects when first used, and again after a break. ``url`` as redis-py has it; ValueError if it is none."""
+    """Connects when first used, and again after a break.
 
-    def __init__(self, url: str) -> None:
-        self._options: dict[str, Any] = dict(redis_py.parse_url(url))
-        self._ssl: ssl.SSLContext | None = None
-        if issubclass(self._options.get("connection_class", object), redis_py.SSLConnection):
-            options = {key: value for key, value in self._options.items() if key.startswith("ssl_")}
-            self._ssl = redis_py.SSLConnection(**options).ssl_context.get()
+    ``locate`` says where to, given what ended the connection before ("" at first); OSError if it cannot.
+    ``greeting``: what must be said before anything else: who we are, and which database.
+    """
+
+    def __init__(
+        self,
+        locate: Callable[[str], Awaitable[Place]],
+        greeting: Sequence[Command] = (),
+        tls: ssl.SSLContext | None = None,
+        *,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        self._locate = locate
+        self._greeting = greeting
+        self._tls = tls
+        self._timeout_s = timeout_s
         self._protocol: _Protocol | None = None
         self._connecting = asyncio.Lock()
 
@@ -125,34 +147,25 @@ class Connection:
         async with self._connecting:
             if self._protocol is not None and self._protocol.broken is None:
                 return self._protocol
-            loop, options = asyncio.get_running_loop(), self._options
+            why = str(self._protocol.broken) if self._protocol is not None else ""
+            self._protocol = None
+            place = await self._locate(why)
+            loop = asyncio.get_running_loop()
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    if path := options.get("path"):
-                        _, protocol = await loop.create_unix_connection(_Protocol, path)
+                async with asyncio.timeout(self._timeout_s):
+                    if isinstance(place, str):
+                        _, protocol = await loop.create_unix_connection(_Protocol, place)
                     else:
-                        host, port = options.get("host", "localhost"), options.get("port", 6379)
-                        _, protocol = await loop.create_connection(_Protocol, host, port, ssl=self._ssl)
+                        _, protocol = await loop.create_connection(_Protocol, *place, ssl=self._tls)
             except TimeoutError:
-                raise ConnectionBrokenError(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
-            if greeting := self._greeting():
-                for reply in await self._send(protocol, _packed(greeting), len(greeting), CONNECT_TIMEOUT_S):
+                raise ConnectionBrokenError(f"no connection within {self._timeout_s:g} s") from None
+            if self._greeting:
+                for reply in await self._send(protocol, _packed(self._greeting), len(self._greeting), self._timeout_s):
                     if isinstance(reply, hiredis.ReplyError):
                         protocol.fail("refused")
                         raise reply
             self._protocol = protocol
             return protocol
-
-    def _greeting(self) -> list[Command]:
-        """Return what must be said before anything else: who we are, and which database."""
-        options = self._options
-        greeting: list[Command] = []
-        if options.get("password"):
-            user = (options["username"],) if options.get("username") else ()
-            greeting.append(("AUTH", *user, options["password"]))
-        if options.get("db"):
-            greeting.append(("SELECT", options["db"]))
-        return greeting
 
     def close(self) -> None:
         """End the connection."""

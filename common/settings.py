@@ -5,20 +5,27 @@ A flag wins over its environment variable, which wins over the default: ``--max-
 process at start with exit code 2 and a line that names key and value.
 """
 
+import argparse
+import inspect
 import os
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from common import address
 from common.errors import ConfigError
 from common.sched import policies
 
 ENV_PREFIX = "SUPERSERVE_"
 REDIS_URL = "REDIS_URL"
 _DIFFER = (f"{ENV_PREFIX}NAME", f"{ENV_PREFIX}METRICS_PORT")
-_PASSWORD = re.compile(r"^(\w+://[^/@:]*:).*@")
+_EPILOG = """\
+Every flag can be set by the environment: --log-level is SUPERSERVE_LOG_LEVEL; --redis is REDIS_URL as well.
+
+exit codes: 0 drained after SIGINT or SIGTERM; 1 it failed while running, or drained for longer than --grace-s;
+2 wrong usage, or a setting that cannot be met
+"""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
@@ -38,7 +45,7 @@ class ServiceSettings(BaseSettings):
 
     redis: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="URL of Redis or Valkey: redis://, rediss:// or unix://",
+        description="URL of Redis or Valkey: redis://, unix://, redis+sentinel:// or redis+cluster://; rediss for TLS",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged, to stderr"
@@ -56,17 +63,19 @@ class ServiceSettings(BaseSettings):
     )
 
     def shown(self) -> dict[str, Any]:
-        """Return every setting as it may be logged: a password in the URL of Redis is left out."""
+        """Return every setting as it may be logged: passwords in the URL of Redis are left out."""
         settings = self.model_dump()
         if settings["redis"] is not None:
-            settings["redis"] = _PASSWORD.sub(r"\1***@", settings["redis"])
+            settings["redis"] = address.shown(settings["redis"])
         return settings
 
 
 class GatewaySettings(ServiceSettings):
     """Serve the Open Inference Protocol over HTTP and put queries on the ingress stream.
 
-    Example: superserve gateway --redis redis://redis:6379/0 --host 0.0.0.0 --port 8000
+    Examples:
+      superserve gateway --redis redis://redis:6379/0 --host 0.0.0.0 --port 8000
+      superserve gateway --port 0 --grpc-port 8001 --metrics-port 9100
     """
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all of the machine")
@@ -91,7 +100,9 @@ class GatewaySettings(ServiceSettings):
 class SchedulerSettings(ServiceSettings):
     """Choose subnet and batch for the queries of one model and hand them to its workers.
 
-    Example: superserve scheduler --model fashion-resnet --policy slackfit
+    Examples:
+      superserve scheduler --model fashion-resnet --policy slackfit:buckets=16
+      superserve scheduler --late serve --event-log events.jsonl --metrics-port 9101
     """
 
     model: Name = Field("fashion-resnet", description="the model whose streams to serve")
@@ -117,7 +128,10 @@ class SchedulerSettings(ServiceSettings):
 class WorkerSettings(ServiceSettings):
     """Keep one supernet in memory, actuate the subnet that each batch names, and infer.
 
-    Example: superserve worker --model fashion-resnet --device cpu
+    Examples:
+      superserve worker --model fashion-resnet --device cpu
+      superserve worker --executor emulated --profile rtx2080ti-reconstructed
+      superserve worker --redis redis://10.0.0.5:6379/0 --device cuda:0 --precision fp16
     """
 
     model: str = Field("fashion-resnet", description="name of a shipped model, or the folder of one")
@@ -154,7 +168,10 @@ class WorkerSettings(ServiceSettings):
 class UpSettings(ServiceSettings):
     """Run gateway, scheduler and workers on this machine; the Redis too if none is given.
 
-    Example: superserve up --model fashion-resnet --workers 2 --policy slackfit --port 8000
+    Examples:
+      superserve up --model fashion-resnet --workers 2 --policy slackfit --port 8000
+      superserve up --executor emulated --profile rtx2080ti-reconstructed --workers 8 --gateways 2
+      superserve up --redis redis://127.0.0.1:6379/0 --metrics-port 9100
     """
 
     redis: str | None = Field(  # type: ignore[assignment]  # here alone None has a meaning: find or start one
@@ -199,7 +216,7 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
     """
     if url := os.environ.get(REDIS_URL):
         os.environ.setdefault(f"{ENV_PREFIX}REDIS", url)
-    source: CliSettingsSource[Settings] = CliSettingsSource(kind, cli_prog_name=program)
+    source = _source(kind, program)
     try:
         return CliApp.run(kind, cli_args=args, cli_settings_source=source)
     except ValidationError as error:
@@ -209,9 +226,40 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
         raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error
 
 
-def child_environment() -> dict[str, str]:
-    """Return this process's environment for services that it starts, without what must differ between them."""
-    return {key: value for key, value in os.environ.items() if key not in _DIFFER}
+def flags_of(kind: type[ServiceSettings], program: str) -> argparse.ArgumentParser:
+    """Return a parser of the same flags, whose values are chosen where there is a choice: for completion."""
+    made = _root(_source(kind, program))
+    for action in made._actions:
+        field = kind.model_fields.get(action.dest.replace("-", "_"))
+        if field is not None and get_origin(field.annotation) is Literal:
+            action.choices = get_args(field.annotation)
+    return made
+
+
+def _source(kind: type[Settings], program: str) -> CliSettingsSource[Settings]:
+    source: CliSettingsSource[Settings] = CliSettingsSource(kind, cli_prog_name=program)
+    root = _root(source)
+    root.description, root.epilog = inspect.cleandoc(kind.__doc__ or ""), _EPILOG
+    return source
+
+
+def _root(source: CliSettingsSource[Settings]) -> argparse.ArgumentParser:
+    return cast("argparse.ArgumentParser", source.root_parser)  # typed as the settings, which it is not
+
+
+def redis_url() -> str:
+    """Return the URL of Redis for a command that was given none: the environment's, else that of every service."""
+    found = os.environ.get(f"{ENV_PREFIX}REDIS") or os.environ.get(REDIS_URL)
+    return found or str(ServiceSettings.model_fields["redis"].default)
+
+
+def child_environment(redis_url: str) -> dict[str, str]:
+    """Return this process's environment for services that it starts, without what must differ between them.
+
+    The URL of Redis goes by it: everybody may read a command line, and the URL may have a password.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key not in _DIFFER}
+    return {**inherited, f"{ENV_PREFIX}REDIS": redis_url}
 
 
 def _flag(kind: type[ServiceSettings], location: tuple[str | int, ...]) -> str:

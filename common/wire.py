@@ -12,6 +12,8 @@ Hello, Heartbeat,      Dismissed                  Status (a key)
 Done, Draining
 =====================  =========================  =====================================
 
+SchedulerCounts and GatewayCounts are keys like Status, for those who watch (``common.overview``): no query needs them.
+
 Messages are frozen dataclasses. The records inside them occur once per query, several thousand times a second, so
 they are named tuples: msgpack packs and unpacks them as arrays at a third of the cost.
 Payloads carry a CRC-32, made by the gateway and checked by the worker, because a bit flipped in a stored entry is
@@ -165,8 +167,9 @@ class Status:
     ``model`` is the engine's description: ``name``, ``inputs`` and ``outputs`` (``name``, ``datatype`` and ``shape`` of
     one row, in wire order), ``labels``, ``max_batch`` (rows), ``subnets`` (``id``, ``accuracy`` in percent, ascending).
     None until a worker has said hello. ``workers``: ``name``, ``executor``, ``device``, ``draining`` and ``peak_qps``
-    (rows per second of the smallest subnet, by its profile) and ``idle_us`` (``p50``, ``p99`` of the latest waits
-    between batches) of each live one. ``problems``: why a worker that said hello is not used.
+    (rows per second of the smallest subnet, by its profile), ``idle_us`` (``p50``, ``p99`` of the latest waits between
+    batches), ``state`` (``idle``, ``busy`` or ``draining``), ``subnet`` (of its latest batch, or None), ``queries`` and
+    ``batches`` (finished since it joined) of each live one. ``problems``: why a worker that said hello is not used.
     """
 
     scheduler: str
@@ -178,7 +181,57 @@ class Status:
     problems: list[str]
 
 
-Message = Pack | Hello | Heartbeat | Draining | Done | WorkBatch | Introduce | Answers | Rejections | Status | Dismissed
+@dataclass(frozen=True, slots=True)
+class SchedulerCounts:
+    """What the active scheduler publishes beside its status, under ``keys.scheduler_counts``.
+
+    ``queries`` wait; ``head_slack_us`` is left to the most urgent of them, None without one. ``lost``: workers that
+    died lately, as in ``Status.workers``. Since it started: queries by the subnet that they were ``dispatched`` to,
+    ``batches`` and their ``rows``, and the slack of ``slack_count`` batches at dispatch, added up in ``slack_us``.
+    """
+
+    queries: int
+    head_slack_us: int | None
+    lost: list[dict[str, Any]]
+    dispatched: dict[str, int]
+    batches: int
+    rows: int
+    slack_us: int
+    slack_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayCounts:
+    """What became of one model's queries at one gateway since it started, published under ``keys.gateway_counts``.
+
+    ``answered`` in time or ``late``; ``failed`` by reason; those neither wait still. ``slo``: how many count for
+    attainment. ``accuracy``: percent, added up over those answered in time.
+    """
+
+    gateway: str
+    arrived: int
+    answered: int
+    late: int
+    failed: dict[str, int]
+    slo: int
+    accuracy: float
+
+
+Message = (
+    Pack
+    | Hello
+    | Heartbeat
+    | Draining
+    | Done
+    | WorkBatch
+    | Introduce
+    | Answers
+    | Rejections
+    | Status
+    | Dismissed
+    | SchedulerCounts
+    | GatewayCounts
+)
 
 # A tag is for ever: never renumber, only add.
 TAGS: dict[type[Any], int] = {
@@ -193,6 +246,8 @@ TAGS: dict[type[Any], int] = {
     Rejections: 9,
     Status: 10,
     Dismissed: 11,
+    SchedulerCounts: 12,
+    GatewayCounts: 13,
 }
 _TYPES = {tag: kind for kind, tag in TAGS.items()}
 _NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in TAGS}

@@ -1,4 +1,4 @@
-"""The command line: `loadgen replay`, `loadgen simulate`, `loadgen trace`, `loadgen compare`."""
+"""The command line: `loadgen replay`, `simulate`, `evaluate`, `trace`, `compare`, `completion`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
+from common import completion
 from common.sched import policies
 from loadgen import spec
 from loadgen.errors import InputError, LoadgenError
@@ -47,6 +48,16 @@ examples:
   loadgen simulate --policy foresight --policy slackfit --policy fixed:smallest --jitter 0.1 --plot both.png \\
       --trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 20
   loadgen simulate --trace minutes:maf.csv --rate 6400 --duration 120 --kill worker-3@60 --join worker-7@90
+"""
+_TRACED = """
+examples:
+  loadgen trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 30 --plot ramp.png
+  loadgen trace 'bursty:base=20,variant=80,cv2=4,tenant=video+poisson:rate=50,tenant=mail'
+"""
+_COMPARED = """
+examples:
+  loadgen compare slackfit.json maxacc.json
+  loadgen compare slackfit.json maxacc.json --plot both.png
 """
 _EVALUATED = """
 `report.md` holds tables and plots like the paper's, its figures beside ours; `summary.json` holds the figures. Needs
@@ -180,6 +191,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _complete(arguments: argparse.Namespace) -> int:
+    print(completion.script(_parser(), arguments.shell))
+    return 0
+
+
 def _check_plot(path: Path | None) -> None:
     if path is not None:
         require_matplotlib()
@@ -257,16 +273,19 @@ def _parser() -> argparse.ArgumentParser:
         help="with --live: latencies and SLOs times K, rates by K, so that the machine carries it (%(default)g)",
     )  # fmt: skip
 
-    trace = _command(commands, "trace", "Show what a trace is like before anything is sent.", _SPECS)
+    trace = _command(commands, "trace", "Show what a trace is like before anything is sent.", _TRACED + "\n" + _SPECS)
     trace.set_defaults(run=_trace)
     trace.add_argument("spec", metavar="SPEC")
     _add_shape(trace)
     trace.add_argument("--plot", type=Path, metavar="FILE", help="draw the trace as PNG (needs the extra `plot`)")
 
-    compare = _command(commands, "compare", "Print reports side by side.", "")
+    compare = _command(commands, "compare", "Print reports side by side.", _COMPARED)
     compare.set_defaults(run=_compare)
     compare.add_argument("reports", nargs="+", type=Path, metavar="FILE.json", help="what `replay --out` wrote")
     compare.add_argument("--plot", type=Path, metavar="FILE", help="draw them over each other as PNG")
+
+    completing = completion.fill(commands.add_parser("completion", help=completion.ABOUT), "loadgen")
+    completing.set_defaults(run=_complete)
     return parser
 
 

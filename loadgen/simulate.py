@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from common.sched.core import NEVER, Scheduler
 from common.sched.eventlog import EventLog
+from common.sched.options import Late, SchedulerOptions
 from common.sched.policies import spec_of
 from common.sched.profile import Profile, Subnet
 from common.sched.types import (
@@ -302,6 +303,16 @@ class Simulation:
             errors=self._rejected,
         )
         return replace(records, deadline_met=np.where(np.isnan(done_s), math.nan, met_slo(records)))
+
+
+def core_options(conditions: Conditions, late: Late = "drop") -> SchedulerOptions:
+    """Return the options of a core that knows these conditions.
+
+    A reply takes `hop_us`. Where messages take no time nothing is dispatched ahead: there is no round trip to hide, and
+    a query that is bound to a worker that overruns could have gone to another.
+    """
+    instant = conditions.hop_us == 0 and conditions.costs is None
+    return SchedulerOptions(late=late, reply_margin_us=conditions.hop_us, max_in_flight=1 if instant else 2)
 
 
 def simulate(

@@ -9,17 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from common.sched.core import Scheduler
 from common.sched.eventlog import EventLog
-from common.sched.options import SchedulerOptions
+from common.sched.options import Late
 from common.sched.policies import Policy, PolicyError, parse_policy
 from common.sched.profile import Profile
 from loadgen.errors import InputError
 from loadgen.profiles import load_profile
 from loadgen.report import Report, RunInfo, make_report
-from loadgen.simulate import Conditions, simulate
+from loadgen.simulate import Conditions, core_options, simulate
 from loadgen.workload import make_workload
 
 
@@ -43,7 +42,7 @@ class SimulateOptions:
     kills: Sequence[str] = ()  # NAME@SECONDS
     joins: Sequence[str] = ()  # NAME@SECONDS
     slow: Sequence[str] = ()  # NAME@SECONDSxFACTOR
-    late: Literal["drop", "serve"] = "drop"
+    late: Late = "drop"
     event_log: Path | None = None
     conditions: Conditions = field(init=False)
 
@@ -115,8 +114,7 @@ def simulate_policy(
         slo_ms=options.slo_ms,
         rows=options.rows,
     )
-    settings = SchedulerOptions(late=options.late, reply_margin_us=options.conditions.hop_us)
-    scheduler = Scheduler(check_policy(policy, profile), settings)
+    scheduler = Scheduler(check_policy(policy, profile), core_options(options.conditions, options.late))
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     queries = len(workload.intended_s)
     count = None if progress is None else lambda arrived: progress(arrived, queries)

@@ -85,7 +85,8 @@ def main() -> None:
         "--maf-seconds", type=float, default=20.0, help="the whole file is shrunk to it; mean 6,400 q/s"
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the other traces")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, help="others than those that a policy was tuned on")
     parser.add_argument("--quick", action="store_true", help="one seed, 1 s")
     parser.add_argument("--json", type=Path, help="file to write every run to")
     args = parser.parse_args()
@@ -112,7 +113,7 @@ def main() -> None:
     asked = [
         Run(policy, *trace, jitter, overhead, seed)
         for policy, trace, jitter, overhead, seed in itertools.product(
-            policies, traces, JITTERS, OVERHEADS_US, range(seeds)
+            policies, traces, JITTERS, OVERHEADS_US, range(args.first_seed, args.first_seed + seeds)
         )
     ]
     with multiprocessing.Pool(os.cpu_count()) as pool:

@@ -67,12 +67,12 @@ def service(kind: type[ServiceSettings]) -> str:
 
 def section(title: str, kind: type[ServiceSettings]) -> str:
     """Return what a class says of itself, and a table of the settings that it adds or changes."""
-    about, _, example = (kind.__doc__ or "").partition("Example: ")
+    about, _, examples = (kind.__doc__ or "").partition("Examples:")
     lines = [f"## {title}", " ".join(about.split())]
     if note := NOTES.get(title.rpartition(" ")[2]):
         lines += ["", note.format(prefix=ENV_PREFIX)]
-    if example:
-        lines += ["", f"Example: `{example.strip()}`"]
+    if commands := [line.strip() for line in examples.splitlines() if line.strip()]:
+        lines += ["", "Examples:", "", *(f"- `{command}`" for command in commands)]
     own = [name for name in kind.model_fields if name in kind.__annotations__]
     return "\n".join([*lines, "", TABLE, *(row(name, kind.model_fields[name]) for name in own), ""])
 

@@ -5,15 +5,25 @@ Exit codes: 0 done, or drained after SIGINT or SIGTERM; 1 it failed while runnin
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from common import log
 from common.errors import ConfigError
 from common.runtime import run
-from common.settings import GatewaySettings, SchedulerSettings, ServiceSettings, UpSettings, WorkerSettings, load
+from common.settings import (
+    GatewaySettings,
+    SchedulerSettings,
+    ServiceSettings,
+    UpSettings,
+    WorkerSettings,
+    flags_of,
+    load,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,17 +41,21 @@ commands:
   scheduler   one scheduler: ingress stream to batches, each with its subnet
   worker      one worker: batches to answers; joins the mesh by itself
   policies    the scheduling policies and their options
+  status      models, workers, policies, queue and attainment of a mesh, as they are now
+  doctor      is Redis, this machine and the mesh as they have to be, and what to do if not
   search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
   profile     how fast each subnet is on this device
   import      a published checkpoint to a model that can be served
+  completion  a script that completes all this in bash, zsh or fish
 
 examples:
   superserve up --workers 2
   superserve up --executor emulated --profile rtx2080ti-reconstructed --workers 8
   superserve worker --redis redis://10.0.0.5:6379/0 --device cuda:0
+  superserve status
 
-Every flag can be set by the environment: --log-level is SUPERSERVE_LOG_LEVEL; --redis is REDIS_URL as well.
-exit codes: 0 done or drained, 1 failed while running, 2 wrong usage or settings
+Every flag of a service can be set by the environment: --log-level is SUPERSERVE_LOG_LEVEL; --redis is REDIS_URL too.
+exit codes: 0 done or drained, 1 failed while running, 2 wrong usage or settings; --help of a command says more
 """
 
 
@@ -61,7 +75,8 @@ def command(args: list[str]) -> int:
     name, flags = args[0], args[1:]
     try:
         if name in _TOOLS:
-            return _TOOLS[name](flags)
+            _import_from_here()
+            return tool(name).run(flags)
         if name not in _COMMANDS:
             raise ConfigError(f"no command {name!r}; there are {', '.join([*_COMMANDS, *_TOOLS])}")
         kind, make = _COMMANDS[name]
@@ -74,13 +89,44 @@ def command(args: list[str]) -> int:
         return 2
 
 
-def _policies(flags: list[str]) -> int:
-    del flags
-    from common.sched.policies import available
+_PATHS = ("event_log", "cache_dir")  # settings that are paths, though strings
 
-    for name, text in available().items():
-        print(f"{name}: {text}\n")  # noqa: T201
-    return 0
+
+class Tool(Protocol):
+    """What a module of ``_TOOLS`` has."""
+
+    def run(self, flags: list[str]) -> int:
+        """Run the command and return its exit code; ConfigError for what makes it 2."""
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the command's parser."""
+
+
+def tool(name: str) -> Tool:
+    """Return the module of a command that is no service."""
+    return cast("Tool", importlib.import_module(_TOOLS[name]))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return one parser of all commands, for completion and documentation; ``command`` reads flags by itself."""
+    from common.sched.policies import available
+    from services.worker import library
+
+    made = argparse.ArgumentParser(prog="superserve", description="The mesh's command line.")
+    made.add_argument("--version", action="store_true", help="print the version")
+    commands = made.add_subparsers(metavar="COMMAND")
+    parsers = {
+        **{name: flags_of(kind, f"superserve {name}") for name, (kind, _) in _COMMANDS.items()},
+        **{name: tool(name).parser() for name in _TOOLS},
+    }
+    values = {"policy": tuple(available()), "model": library.shipped_models(), "profile": library.shipped_profiles()}
+    for name, of_command in parsers.items():
+        for action in of_command._actions:
+            action.choices = values.get(action.dest, action.choices)
+            action.type = Path if action.dest in _PATHS else action.type
+        about = (of_command.description or "").partition(".")[0]
+        commands.add_parser(name, parents=[of_command], add_help=False, help=about)
+    return made
 
 
 def _import_from_here() -> None:
@@ -118,31 +164,15 @@ def _up(settings: UpSettings) -> Service:
     return Up(settings)
 
 
-def _search(flags: list[str]) -> int:
-    from services.worker.searching import run as search
-
-    _import_from_here()
-    return search(flags)
-
-
-def _profile(flags: list[str]) -> int:
-    from services.worker.profiling import run as profile
-
-    _import_from_here()
-    return profile(flags)
-
-
-def _import(flags: list[str]) -> int:
-    from services.worker.importing import run as import_
-
-    return import_(flags)
-
-
-_TOOLS: dict[str, Callable[[list[str]], int]] = {
-    "policies": _policies,
-    "search": _search,
-    "profile": _profile,
-    "import": _import,
+# Commands that are no services: module with ``run`` and ``parser``, loaded only when asked for.
+_TOOLS = {
+    "policies": "services.policies",
+    "status": "services.status",
+    "doctor": "services.doctor",
+    "search": "services.worker.searching",
+    "profile": "services.worker.profiling",
+    "import": "services.worker.importing",
+    "completion": "services.completing",
 }
 
 

@@ -61,12 +61,12 @@ class Mesh:
         number = 1 + sum(child.kind == kind for child in self.children)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "services.cli", kind, "--redis", self.redis_url, *self._flags, *flags),
+            *("-m", "services.cli", kind, *self._flags, *flags),
             stdin=asyncio.subprocess.DEVNULL,
             # Only a gateway has a line for us; a pipe that nobody empties would block its writer one day.
             stdout=asyncio.subprocess.PIPE if kind == "gateway" else asyncio.subprocess.DEVNULL,
             stderr=self._log,
-            env=child_environment(),
+            env=child_environment(self.redis_url),
             start_new_session=True,
             preexec_fn=embedded.die_with_parent,
         )

@@ -237,6 +237,25 @@ def test_overlay_of_the_document_builds(tmp_path: Path) -> None:
     assert images == {f"registry.example/superserve/{name}:0.1.0" for name in KINDS}
 
 
+def test_each_service_has_a_url_of_its_own(tmp_path: Path) -> None:
+    """With the component redis-users each service takes the URL of its own user from the Secret."""
+    folder = tmp_path / "kubernetes"
+    shutil.copytree(FOLDER, folder)
+    (folder / "overlays" / "mine").mkdir()
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["../production"],
+        "components": ["../../components/redis-users"],
+    }
+    (folder / "overlays" / "mine" / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    for workload in of_kind(built("mine", folder), "Deployment"):
+        validate(workload)
+        urls = [variable for variable in container(workload)["env"] if variable["name"] == "REDIS_URL"]
+        key = f"{workload['metadata']['name'].upper()}_REDIS_URL"
+        assert urls == [{"name": "REDIS_URL", "valueFrom": {"secretKeyRef": {"name": "superserve-redis", "key": key}}}]
+
+
 # -- pods -------------------------------------------------------------------------------------------------------------
 
 

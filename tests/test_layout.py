@@ -156,11 +156,15 @@ def test_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None
     assert found == {path.as_posix() for path in FILES}
 
 
-def test_wheel_has_models_profiles_and_traces(wheel: zipfile.ZipFile) -> None:
-    """What serves without training or measuring is shipped byte by byte, with traces and the marker of typing."""
-    shipped = [p for folder in ("models", "profiles") for p in (ROOT / "services/worker" / folder).rglob("*")]
+def test_wheel_has_models_profiles_page_and_traces(wheel: zipfile.ZipFile) -> None:
+    """What serves without training or measuring is shipped byte by byte, with the live page, traces and the marker of
+    typing."""
+    folders = ("worker/models", "worker/profiles", "gateway/page")
+    shipped = [path for folder in folders for path in (ROOT / "services" / folder).rglob("*")]
     shipped = [path for path in shipped if path.is_file()]
-    assert {"supernet.json", "weights.safetensors", "rtx2080ti-reconstructed.json"} <= {path.name for path in shipped}
+    assert {"supernet.json", "weights.safetensors", "rtx2080ti-reconstructed.json", "index.html"} <= {
+        path.name for path in shipped
+    }
     for path in [*shipped, ROOT / "common/py.typed", ROOT / "loadgen/data/synthetic_day.csv"]:
         assert wheel.read(path.relative_to(ROOT).as_posix()) == path.read_bytes()
 

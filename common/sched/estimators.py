@@ -14,6 +14,7 @@ _RESIDUALS_NEEDED = 512
 _UNSEEN = 1.5  # of its prediction: what a batch may take longer before any was seen
 _UNSEEN_BATCHES = 150
 _BEYOND_WORST = 1 / 3
+_TAIL_NEEDED = 4.0
 
 
 class ArrivalRate:
@@ -87,12 +88,12 @@ class Residuals:
 
         At least 2.5 for the first batch, and e times less above 1 with each 150 batches, until 512 are seen: a batch in
         a hundred that takes twice its time has not shown within 150 with a chance of 0.22, within 512 of 0.006. And
-        while fewer were seen than it takes for two to exceed the quantile, the worst is no bound of the next: a third
-        more above 1 is allowed for.
+        where so few were seen that fewer than four exceed the quantile, as 2,048 are for 0.999, it is hardly known, and
+        a batch beyond it is the loss of many queries at once: a third more above 1 is allowed for.
         """
         seen = len(self._sorted)
         ratio = self.quantile(q, prior=1.0)
-        if seen * (1.0 - q) < 2.0:
+        if seen * (1.0 - q) < _TAIL_NEEDED:
             ratio += (ratio - 1.0) * _BEYOND_WORST
         return ratio if seen >= _RESIDUALS_NEEDED else max(ratio, 1.0 + _UNSEEN * exp(-seen / _UNSEEN_BATCHES))
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Late: TypeAlias = Literal["drop", "serve"]
+"""What becomes of a query that cannot meet its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class SchedulerOptions:
       taken for new.
     """
 
-    late: Literal["drop", "serve"] = "drop"
+    late: Late = "drop"
     reply_margin_us: int = 0
     max_in_flight: int = 2
     ahead_floor_us: int = 0

@@ -9,20 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from common.sched.core import Scheduler
-from common.sched.options import SchedulerOptions
+from common.sched.options import Late
 from common.sched.policies import parse_policy
 from common.sched.profile import Profile
 from loadgen.bounds import Bound, fluid, optimum
 from loadgen.profiles import load_profile
 from loadgen.records import Records
 from loadgen.report import Report, RunInfo, make_report
-from loadgen.simulate import P95, Conditions, simulate
+from loadgen.simulate import P95, Conditions, core_options, simulate
 from loadgen.workload import Workload, make_workload
 
-Late = Literal["drop", "serve"]
 LATE = "late"  # the reason with which the core rejects a query out of reach
 
 CNN = "rtx2080ti-reconstructed"
@@ -103,9 +102,7 @@ class Result:
 def play(case: Case) -> Records:
     """Simulate one case."""
     world = case.world
-    scheduler = Scheduler(
-        parse_policy(case.policy), SchedulerOptions(late=case.late, reply_margin_us=world.conditions.hop_us)
-    )
+    scheduler = Scheduler(parse_policy(case.policy), core_options(world.conditions, case.late))
     profile = _profile(world.profile)
     return simulate(scheduler, world.workload(), profile, world.workers, world.conditions, upper=world.upper)
 

@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from loadgen.evaluation.cases import TRANSFORMER, Case, Late, World
+from common.sched.options import Late
+from loadgen.evaluation.cases import TRANSFORMER, Case, World
 from loadgen.profiles import load_profile
 from loadgen.simulate import Conditions
 

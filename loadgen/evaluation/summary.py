@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadgen.evaluation.cases import Late, Result, Results, bound_world
+from common.sched.options import Late
+from loadgen.evaluation.cases import Result, Results, bound_world
 from loadgen.evaluation.experiments import INFAAS, OURS, Cell, Experiment, is_baseline
 
 EQUAL_ATTAINMENT = 0.001

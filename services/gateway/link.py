@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from common import keys, log, wire
+from common import keys, log, overview, wire
 from common.errors import BadRequest, DeadlineExceeded, Overloaded, SuperServeError, Unavailable
 from common.runtime import Tasks, keep_trying
 from common.streams import Entry, NoGroupError, StreamsError
@@ -103,14 +103,9 @@ class ModelLink:
     def update(self, document: bytes | None) -> None:
         """Take note of the scheduler's status; None: it has none, so no scheduler lives."""
         self.status = None
-        if document is None:
-            self.problem = f"model {self.name!r} has no scheduler at the moment"
-            return
         try:
-            status = wire.decode(document)
-            if not isinstance(status, wire.Status):
-                raise wire.WireError(f"{type(status).__name__} in place of a status")
-            if status.model is not None and status.model != self._description:
+            status = overview.read(wire.Status, document)
+            if status is not None and status.model is not None and status.model != self._description:
                 self.model = Model.from_dict(self.name, status.model)
                 self.planner, self._description = Planner(self.model), status.model
         except (wire.WireError, KeyError, TypeError, ValueError) as error:
@@ -120,8 +115,7 @@ class ModelLink:
             self.problem = problem
             return
         self.status = status
-        working = any(not worker.get("draining") for worker in status.workers)
-        self.problem = None if working and self.model else f"model {self.name!r} has no worker at the moment"
+        self.problem = overview.unavailable(self.name, status)
 
     # -- queries ------------------------------------------------------------------------------------------------------
 

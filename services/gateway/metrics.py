@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from common import metrics
+from common import metrics, wire
 from common.metrics import SECONDS, Histogram, Recent
 from services.gateway.model import VERSION
 
@@ -72,6 +72,19 @@ class ModelMetrics:
     def counting(self) -> int:
         """Queries whose SLO was ours to meet: all but those that were invalid, and those whose client left."""
         return self.outcomes.total() - self.outcomes["invalid"] - self.outcomes[LEFT]
+
+    def message(self, gateway: str, waiting: int) -> wire.GatewayCounts:
+        """Return the counters for who watches; ``waiting`` queries are in the mesh."""
+        outcomes = self.outcomes
+        return wire.GatewayCounts(
+            gateway=gateway,
+            arrived=outcomes.total() + waiting,
+            answered=outcomes[ANSWERED],
+            late=outcomes[LATE],
+            failed={reason: count for reason, count in outcomes.items() if reason not in (ANSWERED, LATE)},
+            slo=self.counting(),
+            accuracy=self.accuracy,
+        )
 
     def headline(self) -> dict[str, float]:
         """Return what attainment and accuracy are computed from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.tensors import BYTES, DTYPES
+from services.gateway.history import COUNTS
 from services.gateway.model import VERSION
 from services.gateway.options import MAX_INTEGER
 
@@ -55,11 +56,14 @@ def _paths() -> Document:
         "/v2": _get("server", "Name, version and extensions of the server", _ref("Server")),
         "/v2/health/live": _get("live", "Whether the process answers at all", _ref("Live")),
         "/v2/health/ready": _get("ready", "Whether some model has a worker", _ref("Ready"), unready=_ref("Ready")),
+        "/v2/overview": _get("overview", "What the mesh is doing: gateways, models, workers, counts", _ref("Overview")),
+        "/v2/overview/history": _history_path(),
         "/v2/models": _get("models", "The models known", _record({"models": _list(_ref("ModelState"))})),
         "/v2/models/stats": _get("allStatistics", "Triton's statistics of all models", _ref("Statistics")),
         "/v2/repository/index": {
             "post": _operation("index", "The models known, as Triton lists them", _list(_ref("ModelState")), {})
         },
+        "/": _get("page", "A live page of the same, for people", _TEXT, kind="text/html"),
         "/metrics": _get("metrics", "Prometheus", _TEXT, kind="text/plain"),
         "/openapi.json": _get("openapi", "This document", {"type": "object"}),
     }
@@ -82,6 +86,12 @@ def _paths() -> Document:
         for path, item in of_model.items():
             paths[prefix + path] = {"parameters": [_parameter(name) for name in parameters], **item}
     return paths
+
+
+def _history_path() -> Document:
+    path = _get("overviewHistory", "The last minutes of the overview, one sample a second", _ref("History"))
+    path["get"]["parameters"] = [_parameter("After")]
+    return path
 
 
 def _infer(name: str) -> Document:
@@ -166,6 +176,7 @@ def _parameters(max_slo_ms: float) -> Document:
         "MinAccuracy": query("min_accuracy", "Percent", "No subnet below this accuracy."),
         "Priority": query("priority", "Priority", "Lower numbers first among equal deadlines."),
         "Timeout": query("timeout", "Timeout", "Triton's: microseconds; the SLO if slo_ms is not given; 0: none."),
+        "After": query("after", "Second", "Only samples of later seconds than this one."),
         "HeaderLength": header("Inference-Header-Content-Length", _COUNT, "Bytes of JSON before the raw tensors."),
         "ContentEncoding": header("Content-Encoding", {"enum": ["identity", "gzip", "deflate"]}, "Of the body."),
         "AcceptEncoding": header("Accept-Encoding", _TEXT, "gzip and deflate are known."),
@@ -230,6 +241,9 @@ def _schemas(max_slo_ms: float) -> Document:
                 )
             }
         ),
+        "Overview": _overview(),
+        "History": _history(),
+        "Second": {"type": "integer", "minimum": 0, "maximum": MAX_INTEGER},
         "Parameters": {
             "type": ["object", "null"],
             "description": "Those that are not listed are ignored. They win over the query string.",
@@ -290,6 +304,49 @@ def _schemas(max_slo_ms: float) -> Document:
             id=_TEXT,
         ),
     }
+
+
+def _overview() -> Document:
+    counts = {"type": "object", "additionalProperties": _COUNT}
+    worker = {
+        "name": _NAME,
+        "state": {"enum": ["idle", "busy", "draining", "lost"]},
+        "executor": _TEXT,
+        "device": _TEXT,
+        "subnet": {"type": ["string", "null"]},
+        "peak_qps": _NUMBER,
+        "queries": _COUNT,
+        "batches": _COUNT,
+        "idle_ms": _record({"p50": _NUMBER, "p99": _NUMBER}),
+    }
+    totals = {
+        **dict.fromkeys(
+            ("arrived", "answered", "late", "slo", "batches", "rows", "slack_us_sum", "slack_count"), _COUNT
+        ),
+        "accuracy_sum": _NUMBER,
+        "failed": counts,
+        "subnets": counts,
+    }
+    model = {
+        **{"name": _NAME, "ready": _FLAG, "reason": _TEXT, "scheduler": _TEXT, "policy": _TEXT},
+        "subnets": _list(_record({"id": _TEXT, "accuracy": _ref("Percent")})),
+        "queue": _record({"queries": _COUNT, "rows": _COUNT}),
+        "head_slack_ms": {"type": ["number", "null"]},
+        "workers": _list(_record(worker)),
+        "problems": _list(_TEXT),
+        "totals": _record(totals),
+    }
+    return _record({"now_us": _COUNT, "gateways": _list(_NAME), "models": _list(_record(model))})
+
+
+def _history() -> Document:
+    state = {"type": "array", "description": "Its state, and the subnet of its latest batch."}
+    workers = {"type": "object", "additionalProperties": state}
+    subnets = {"type": "object", "additionalProperties": _COUNT}
+    counts = dict.fromkeys((*COUNTS, "span_s"), _NUMBER)
+    model = _record({"queue": _COUNT, "workers": workers}, subnets=subnets, **counts)
+    models = {"type": "object", "additionalProperties": model}
+    return _record({"samples": _list(_record({"at_s": _COUNT, "models": models}))})
 
 
 def _record(required: Document, **optional: Document) -> Document:

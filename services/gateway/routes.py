@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
@@ -12,10 +13,13 @@ from common.errors import NotFound, Unavailable
 from services.gateway import openapi
 from services.gateway.http import JSON, MethodNotAllowed, Request, Response
 from services.gateway.model import VERSION
+from services.gateway.static import Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from common.overview import Document
+    from services.gateway.history import History
     from services.gateway.link import ModelLink
     from services.gateway.metrics import Metrics
     from services.gateway.model import Model
@@ -33,22 +37,37 @@ class Target(NamedTuple):
 
 
 class Routes:
-    """Answers GET requests; ``links``: the models known by name. ``version``: the distribution's."""
+    """Answers GET requests; ``links``: the models known by name. ``version``: the distribution's.
 
-    def __init__(self, links: Mapping[str, ModelLink], metrics: Metrics, version: str, max_slo_ms: float) -> None:
+    ``overview`` returns the document of ``common.overview``; ``history``: its samples.
+    """
+
+    def __init__(
+        self,
+        links: Mapping[str, ModelLink],
+        metrics: Metrics,
+        version: str,
+        max_slo_ms: float,
+        overview: Callable[[], Document],
+        history: History,
+    ) -> None:
         self._links = links
         self._metrics = metrics
         self._version = version
         described = _json(openapi.document(version, max_slo_ms))
-        self._fixed: dict[str, tuple[str, Callable[[], Response]]] = {
+        page = Page()
+        self._fixed: dict[str, tuple[str, Callable[[Request], Response]]] = {
             "/v2": ("GET", self._server),
-            "/v2/health/live": ("GET", lambda: _json({"live": True})),
+            "/v2/health/live": ("GET", lambda _: _json({"live": True})),
             "/v2/health/ready": ("GET", self._ready),
-            "/v2/models": ("GET", lambda: _json({"models": self._index()})),
-            "/v2/models/stats": ("GET", lambda: _json({"model_stats": [self._stats(name) for name in self._links]})),
-            "/v2/repository/index": ("POST", lambda: _json(self._index())),
-            "/openapi.json": ("GET", lambda: described),
-            "/metrics": ("GET", lambda: Response(200, self._metrics.exposition(), _METRICS_TYPE)),
+            "/v2/overview": ("GET", lambda _: _json(overview())),
+            "/v2/overview/history": ("GET", lambda asked: Response(200, history.after(asked.query))),
+            "/v2/models": ("GET", lambda _: _json({"models": self._index()})),
+            "/v2/models/stats": ("GET", lambda _: _json({"model_stats": [self._stats(name) for name in self._links]})),
+            "/v2/repository/index": ("POST", lambda _: _json(self._index())),
+            "/openapi.json": ("GET", lambda _: described),
+            **{path: ("GET", partial(page.serve, path)) for path in page.paths},
+            "/metrics": ("GET", lambda _: Response(200, self._metrics.exposition(), _METRICS_TYPE)),
         }
         self._of_model: dict[str, Callable[[ModelLink], Response]] = {
             "": lambda link: _json(_described(link).metadata()),
@@ -63,7 +82,7 @@ class Routes:
         if (route := self._fixed.get(path.rstrip("/") if path != "/" else path)) is not None:
             method, respond = route
             _allow(request, method)
-            return respond()
+            return respond(request)
         target = self._target(path)
         if target.verb == "infer":
             _allow(request, "POST")
@@ -103,10 +122,10 @@ class Routes:
 
     # -- fixed paths --------------------------------------------------------------------------------------------------
 
-    def _server(self) -> Response:
+    def _server(self, _: Request) -> Response:
         return _json({"name": SERVER_NAME, "version": self._version, "extensions": EXTENSIONS})
 
-    def _ready(self) -> Response:
+    def _ready(self, _: Request) -> Response:
         ready = any(link.unavailable is None for link in self._links.values())
         return _json({"ready": ready}, 200 if ready else 503)
 

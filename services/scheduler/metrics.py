@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.registry import Collector
 
-from common import metrics
+from common import metrics, wire
 from common.metrics import BATCH_ROWS, RATIOS, SECONDS, Histogram, Recent
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from common.sched import Batch, Scheduler
+    from common.sched.worker import Worker
     from common.streams import Depth
 
 DISPATCHED = "dispatched"
@@ -41,6 +42,19 @@ class Counts:
         self.latency_ratio = Histogram(RATIOS)
         self.ingest_lag = Histogram(SECONDS)
 
+    def message(self, queries: int, head_slack_us: int | None, lost: list[dict[str, Any]]) -> wire.SchedulerCounts:
+        """Return the counters for who watches, with how many queries wait and which workers died lately."""
+        return wire.SchedulerCounts(
+            queries=queries,
+            head_slack_us=head_slack_us,
+            lost=lost,
+            dispatched=dict(self.subnets),
+            batches=self.batches.total(),
+            rows=round(self.batch_rows.total),
+            slack_us=round(self.slack.total * 1e6),
+            slack_count=self.slack.count,
+        )
+
     def dispatched(self, batch: Batch, now_us: int) -> None:
         """Count a batch. Its slack is that of its first query, whose deadline is the earliest; a late one has 0."""
         queries = batch.queries
@@ -49,6 +63,11 @@ class Counts:
         self.batches[batch.subnet] += 1
         self.batch_rows.add(batch.rows)
         self.slack.add(max(0, queries[0].deadline_us - now_us) / 1e6)
+
+
+def state(worker: Worker) -> str:
+    """Return what a live worker is doing, one of ``STATES``."""
+    return "draining" if worker.draining else "busy" if worker.batches else "idle"
 
 
 def debt(best: float, accuracy: Mapping[str, float], gained: Mapping[str | None, float], seconds: float) -> float:
@@ -121,8 +140,7 @@ class Metrics(Collector):
 
     def _workers(self) -> dict[str, float]:
         states = Counter(dict.fromkeys(STATES, 0))
-        for worker in self._core.workers.values():
-            states["draining" if worker.draining else "busy" if worker.batches else "idle"] += 1
+        states.update(state(worker) for worker in self._core.workers.values())
         states["refused"] = self._refused()
         return dict(states)
 

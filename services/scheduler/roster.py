@@ -16,10 +16,12 @@ from common import keys, log, wire
 from common.sched import Batch, BatchDone, Profile, ProfileError, WorkerDraining, WorkerHello, WorkerLost
 from common.sched.policies import PolicyError
 from services.scheduler.ledger import Held, Source, split, to_query
+from services.scheduler.metrics import state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from common.sched.worker import Worker
     from common.streams import Entry, Streams
     from services.scheduler.driver import Driver
 
@@ -29,6 +31,18 @@ WATCH_INTERVAL_S = 0.1
 RECONCILE_TRIES = 20
 REMEMBERED_DONE = 1_024
 IDLE_WINDOW = 512  # batches
+LOST_SHOWN_S = 30.0  # how long a worker that died is still told of
+
+
+class Record:
+    """What one worker has done since it joined."""
+
+    __slots__ = ("batches", "idle_us", "queries")
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.batches = 0
+        self.idle_us: collections.deque[int] = collections.deque(maxlen=IDLE_WINDOW)  # waits between the latest batches
 
 
 class Roster:
@@ -43,7 +57,8 @@ class Roster:
         self._driver = driver
         self._timeout_s = timeout_s
         self._seen_s: dict[str, float] = {}  # workers that have a stream, and when they were last heard
-        self._idle_us: dict[str, collections.deque[int]] = {}  # what each last waited between batches
+        self._records: dict[str, Record] = {}  # of live workers that have finished a batch
+        self._lost: dict[str, tuple[float, dict[str, Any]]] = {}  # those that died lately: when, and their last state
         # Reports of batches that the core did not know: adopting such a batch later would be for ever.
         self._unknown_done: collections.deque[tuple[str, int]] = collections.deque(maxlen=REMEMBERED_DONE)
 
@@ -78,6 +93,7 @@ class Roster:
     def lost(self, worker: str) -> None:
         """A worker's stream is gone: what we had just sent it goes back into the queue."""
         _log.warning("worker_stream_gone", worker=worker)
+        self._mourn(worker)
         self._forget(worker)
         self._driver.apply(WorkerLost(worker))
 
@@ -89,17 +105,28 @@ class Roster:
 
     def status(self) -> list[dict[str, Any]]:
         """Return the workers as ``wire.Status`` has them."""
-        return [
-            {
-                "name": worker.name,
-                "executor": worker.profile.executor,
-                "device": worker.profile.device,
-                "draining": worker.draining,
-                "peak_qps": _peak_qps(worker.profile),
-                "idle_us": _quantiles(self._idle_us.get(worker.name, ())),
-            }
-            for worker in self._driver.core.workers.values()
-        ]
+        return [self._described(worker) for worker in self._driver.core.workers.values()]
+
+    def lately_lost(self) -> list[dict[str, Any]]:
+        """Return the workers that died within ``LOST_SHOWN_S``, as they were."""
+        since_s = time.monotonic() - LOST_SHOWN_S
+        self._lost = {name: found for name, found in self._lost.items() if found[0] > since_s}
+        return [described for _, described in self._lost.values()]
+
+    def _described(self, worker: Worker) -> dict[str, Any]:
+        record = self._records.get(worker.name) or Record()
+        return {
+            "name": worker.name,
+            "executor": worker.profile.executor,
+            "device": worker.profile.device,
+            "draining": worker.draining,
+            "state": state(worker),
+            "subnet": worker.subnet or None,
+            "peak_qps": _peak_qps(worker.profile),
+            "queries": record.queries,
+            "batches": record.batches,
+            "idle_us": _quantiles(record.idle_us),
+        }
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -110,9 +137,13 @@ class Roster:
             self._unknown_done.append((name, message.batch))
             return False
         self._seen_s[name] = time.monotonic()
-        self._idle_us.setdefault(name, collections.deque(maxlen=IDLE_WINDOW)).append(message.idle_us)
-        took_us, expected_us = message.finished_us - message.started_us, worker.batches[message.batch].expected_us
-        self._driver.counts.latency_ratio.add(took_us / expected_us)
+        outstanding = worker.batches[message.batch]
+        record = self._records.setdefault(name, Record())
+        record.batches += 1
+        record.queries += len(outstanding.batch.queries)
+        record.idle_us.append(message.idle_us)
+        took_us = message.finished_us - message.started_us
+        self._driver.counts.latency_ratio.add(took_us / outstanding.expected_us)
         self._driver.apply(BatchDone(name, message.batch, message.started_us, message.finished_us))
         return self._dismiss_drained(name)
 
@@ -136,6 +167,7 @@ class Roster:
             for query in batch.queries:
                 self._driver.ledger.release(query.id)
         self.problems.pop(name, None)
+        self._lost.pop(name, None)
         self.description = message.model
         await self._streams.remember_worker(self._model, name)
         if not known:
@@ -172,6 +204,7 @@ class Roster:
         for _, held in found:
             for one in held:
                 ledger.hold(one)
+        self._mourn(name)
         self._forget(name)
         queries = [query for batch, _ in found for query in batch.queries]
         _log.warning("worker_lost", worker=name, batches=len(found), queries_put_back=len(queries))
@@ -185,8 +218,12 @@ class Roster:
         ledger.settle(Source(stream, None))
         self._driver.outbox.wake()
 
+    def _mourn(self, name: str) -> None:
+        if (worker := self._driver.core.workers.get(name)) is not None:
+            self._lost[name] = (time.monotonic(), self._described(worker))
+
     def _forget(self, name: str) -> None:
-        for known in (self._seen_s, self.problems, self._idle_us):
+        for known in (self._seen_s, self.problems, self._records):
             known.pop(name, None)
 
 

@@ -97,7 +97,8 @@ class SchedulerService:
             if self._leading:
                 self._leading = False
                 await self._driver.outbox.drained()
-                await self._streams.delete(keys.status(self._settings.model))
+                model = self._settings.model
+                await self._streams.delete(keys.status(model), keys.scheduler_counts(model))
                 await self._streams.drop_lease(keys.leader(self._settings.model), self._name)
         except StreamsError as error:
             _log.warning("left_without_redis", error=error.message)
@@ -198,16 +199,20 @@ class SchedulerService:
         await asyncio.sleep(STATUS_INTERVAL_S)
 
     async def _publish_once(self) -> None:
+        driver, now_us = self._driver, self._clock.now_us()
+        head = driver.core.head
+        head_slack_us = None if head is None else head.deadline_us - now_us
         status = wire.Status(
             scheduler=self._name,
             policy=self._settings.policy,
-            published_us=self._clock.now_us(),
-            queued_rows=self._driver.core.queued_rows,
+            published_us=now_us,
+            queued_rows=driver.core.queued_rows,
             model=self._roster.description,
             workers=self._roster.status(),
             problems=[f"{worker}: {problem}" for worker, problem in self._roster.problems.items()],
         )
-        await self._streams.publish_status(self._settings.model, wire.encode(status))
+        counts = driver.counts.message(len(driver.ledger), head_slack_us, self._roster.lately_lost())
+        await self._streams.publish_status(self._settings.model, wire.encode(status), wire.encode(counts))
 
     async def _snapshot(self) -> None:
         """Tell the metrics how full the streams are; a standby's are its leader's."""

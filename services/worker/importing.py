@@ -11,6 +11,7 @@ from services.worker import terminal
 from services.worker.datasets import FILES
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     import torch
@@ -29,24 +30,14 @@ examples:
 Some of them calibrate (--calibration), others are held out to measure accuracy (--held-out); both are written to
 OUT/data, scaled and cut as the network takes them. Without --images only the whole network can serve, with the
 statistics that the checkpoint has, and --accuracy tells how good it is.
+
+exit codes: 0 done; 1 it failed while running; 2 wrong usage, or something is missing
 """
 
 
 def run(flags: list[str]) -> int:
     """Import as the flags say. ConfigError names what is wrong with checkpoint or images."""
-    parser = terminal.parser("import", __doc__ or "")
-    parser.epilog = EPILOG
-    parser.add_argument("family", choices=FAMILIES, help="what the checkpoint is of")
-    parser.add_argument("checkpoint", type=Path, help="file as it was published")
-    parser.add_argument("--images", type=Path, help="folder with one folder of images per class")
-    parser.add_argument("--calibration", type=terminal.positive, default=512, help="images to calibrate with")
-    parser.add_argument("--held-out", type=terminal.positive, default=2_000, help="images to measure accuracy with")
-    parser.add_argument("--accuracy", type=float, help="percent, of the whole network; instead of --images")
-    parser.add_argument("--classes", type=terminal.positive, default=1_000, help="classes of the checkpoint")
-    parser.add_argument("--side", type=terminal.positive, default=224, help="pixels of an image's side")
-    parser.add_argument("--labels", type=Path, help="file with one class name per line; else the folders' names")
-    parser.add_argument("--out", type=Path, help="folder to write to; by default out/models/FAMILY")
-    args = parser.parse_args(flags)
+    args = parser().parse_args(flags)
     if (args.images is None) == (args.accuracy is None):
         raise ConfigError("one of --images and --accuracy is needed: what is the whole network's accuracy?")
     if args.accuracy is not None and not 0 <= args.accuracy <= 100:
@@ -102,6 +93,23 @@ def run(flags: list[str]) -> int:
     if args.images is not None:
         print(f"next: superserve search --model {out} --data {out / 'data'}")  # noqa: T201
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `superserve import`."""
+    made = terminal.parser("import", __doc__ or "")
+    made.epilog = EPILOG
+    made.add_argument("family", choices=FAMILIES, help="what the checkpoint is of")
+    made.add_argument("checkpoint", type=Path, help="file as it was published")
+    made.add_argument("--images", type=Path, help="folder with one folder of images per class")
+    made.add_argument("--calibration", type=terminal.positive, default=512, help="images to calibrate with")
+    made.add_argument("--held-out", type=terminal.positive, default=2_000, help="images to measure accuracy with")
+    made.add_argument("--accuracy", type=float, help="percent, of the whole network; instead of --images")
+    made.add_argument("--classes", type=terminal.positive, default=1_000, help="classes of the checkpoint")
+    made.add_argument("--side", type=terminal.positive, default=224, help="pixels of an image's side")
+    made.add_argument("--labels", type=Path, help="file with one class name per line; else the folders' names")
+    made.add_argument("--out", type=Path, help="folder to write to; by default out/models/FAMILY")
+    return made
 
 
 def read_images(

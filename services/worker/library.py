@@ -18,8 +18,18 @@ def find_model(name: str) -> Path:
     for folder in (MODELS / name, Path(name)):
         if (folder / DESCRIPTION).is_file():
             return folder
-    shipped = sorted(path.parent.name for path in MODELS.glob(f"*/{DESCRIPTION}"))
-    raise ConfigError(f"model {name!r}: no such shipped model ({', '.join(shipped)}) and no folder with {DESCRIPTION}")
+    shipped = ", ".join(shipped_models())
+    raise ConfigError(f"model {name!r}: no such shipped model ({shipped}) and no folder with {DESCRIPTION}")
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the models that come with the package."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{DESCRIPTION}"))
+
+
+def shipped_profiles() -> list[str]:
+    """Return the names of the profiles that come with the package."""
+    return sorted(path.stem for path in PROFILES.glob("*.json"))
 
 
 def model_name(folder: Path) -> str:
@@ -47,8 +57,8 @@ def find_profile(name: str) -> tuple[str, Profile]:
     for path in (PROFILES / f"{name}.json", Path(name)):
         if path.is_file():
             return path.stem, read_profile(path)
-    shipped = sorted(path.stem for path in PROFILES.glob("*.json"))
-    raise ConfigError(f"profile {name!r}: no such shipped profile ({', '.join(shipped)}) and no such file")
+    shipped = ", ".join(shipped_profiles())
+    raise ConfigError(f"profile {name!r}: no such shipped profile ({shipped}) and no such file")
 
 
 def check_fit(name: str, profile: Profile, model: str, device: str, threads: int, precision: str) -> None:

@@ -17,23 +17,14 @@ examples:
   superserve worker --profile out/models/fashion-resnet/profiles/DEVICE.json
 
 A worker refuses a profile of another device, model, precision or number of threads.
+
+exit codes: 0 done; 1 it failed while running; 2 wrong usage, or something is missing
 """
 
 
 def run(flags: list[str]) -> int:
     """Measure as the flags say. ConfigError names what is missing."""
-    parser = terminal.parser("profile", __doc__ or "")
-    parser.epilog = EPILOG
-    parser.add_argument("--model", default="fashion-resnet", help="name of a shipped model, or the folder of one")
-    parser.add_argument("--subnets", default="pareto", help="pareto, hosted for all, or ids separated by commas")
-    parser.add_argument("--batch-sizes", type=_sizes, default=(1, 2, 4, 8, 16), help="ascending, separated by commas")
-    parser.add_argument("--runs", type=terminal.positive, default=50, help="runs per subnet and batch size")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
-    parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=terminal.PRECISION
-    )
-    parser.add_argument("--out", type=Path, help="file to write; by default profiles/DEVICE.json in the model's folder")
-    args = parser.parse_args(flags)
+    args = parser().parse_args(flags)
     folder = library.find_model(args.model)
     try:
         import torch
@@ -72,6 +63,20 @@ def run(flags: list[str]) -> int:
     terminal.console().print(_table(taken))
     print(f"{len(ids)} subnets in {taken['precision']} on {taken['device']}, written to {out}")  # noqa: T201
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `superserve profile`."""
+    made = terminal.parser("profile", __doc__ or "")
+    made.epilog = EPILOG
+    made.add_argument("--model", default="fashion-resnet", help="name of a shipped model, or the folder of one")
+    made.add_argument("--subnets", default="pareto", help="pareto, hosted for all, or ids separated by commas")
+    made.add_argument("--batch-sizes", type=_sizes, default=(1, 2, 4, 8, 16), help="ascending, separated by commas")
+    made.add_argument("--runs", type=terminal.positive, default=50, help="runs per subnet and batch size")
+    made.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    made.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=terminal.PRECISION)
+    made.add_argument("--out", type=Path, help="file to write; by default profiles/DEVICE.json in the model's folder")
+    return made
 
 
 def _table(taken: dict[str, list[dict[str, list[int]]]]) -> Table:

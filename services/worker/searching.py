@@ -14,6 +14,8 @@ from services.worker import library, terminal
 from services.worker.datasets import find_data
 
 if TYPE_CHECKING:
+    import argparse
+
     from common.supernet.explore import Found
 
 PLOT = "frontier.png"
@@ -27,27 +29,14 @@ examples:
 For rated-text-*: the folder of hutto_ICWSM_2014.tar.gz. For any other model: train.safetensors and
 held_out.safetensors, each with `inputs` as the model takes them and INT64 `labels`.
 A search that was ended goes on where it was.
+
+exit codes: 0 done; 1 it failed while running; 2 wrong usage, or something is missing
 """
 
 
 def run(flags: list[str]) -> int:
     """Search as the flags say. ConfigError names what is missing."""
-    parser = terminal.parser("search", __doc__ or "")
-    parser.epilog = EPILOG
-    parser.add_argument("--model", default="fashion-resnet", help="name of a shipped model, or the folder of one")
-    parser.add_argument("--data", type=Path, help="folder of the rows to calibrate and measure with, see below")
-    parser.add_argument("--out", type=Path, help="folder to write to; by default out/models/NAME")
-    parser.add_argument("--subnets", type=terminal.positive, default=8, help="most subnets in the Pareto set")
-    parser.add_argument("--hosted", type=terminal.positive, default=512, help="subnets to calibrate beside them")
-    parser.add_argument("--screened", type=terminal.positive, default=32, help="subnets to train the predictors on")
-    parser.add_argument("--runs", type=terminal.positive, default=25, help="runs per latency of the profile")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=terminal.PRECISION)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda:N; a GPU has not been verified")
-    parser.add_argument("--test", action="store_true", help="measure the Pareto set on test rows as well")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="begin anew, whatever is in --out")
-    parser.add_argument("--no-plot", action="store_true", help=f"do not draw {PLOT}")
-    args = parser.parse_args(flags)
+    args = parser().parse_args(flags)
     folder = library.find_model(args.model)
     out = args.out or Path("out/models") / folder.name
     try:
@@ -78,6 +67,26 @@ def run(flags: list[str]) -> int:
     if not args.no_plot:
         _plot(found, out / PLOT)
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `superserve search`."""
+    made = terminal.parser("search", __doc__ or "")
+    made.epilog = EPILOG
+    made.add_argument("--model", default="fashion-resnet", help="name of a shipped model, or the folder of one")
+    made.add_argument("--data", type=Path, help="folder of the rows to calibrate and measure with, see below")
+    made.add_argument("--out", type=Path, help="folder to write to; by default out/models/NAME")
+    made.add_argument("--subnets", type=terminal.positive, default=8, help="most subnets in the Pareto set")
+    made.add_argument("--hosted", type=terminal.positive, default=512, help="subnets to calibrate beside them")
+    made.add_argument("--screened", type=terminal.positive, default=32, help="subnets to train the predictors on")
+    made.add_argument("--runs", type=terminal.positive, default=25, help="runs per latency of the profile")
+    made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=terminal.PRECISION)
+    made.add_argument("--device", default="cpu", help="cpu or cuda:N; a GPU has not been verified")
+    made.add_argument("--test", action="store_true", help="measure the Pareto set on test rows as well")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--fresh", action="store_true", help="begin anew, whatever is in --out")
+    made.add_argument("--no-plot", action="store_true", help=f"do not draw {PLOT}")
+    return made
 
 
 def _table(found: Found) -> Table:

@@ -56,7 +56,7 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
     except ModuleNotFoundError as error:
         raise ConfigError(f"--executor torch: {error}; pip install 'superserve-mesh[worker]'") from error
     torch.set_num_threads(1)  # one worker, one core: more threads per process are slower on a shared machine
-    device = _device(settings.device)
+    device = find_device(settings.device)
     if settings.cuda_graphs and device == "cpu":
         raise ConfigError("--cuda-graphs needs a CUDA device, this worker runs on the CPU")
     name = measure.device_name(torch.device(device))
@@ -75,7 +75,7 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
         for subnet in profile.subnets:
             _known(supernet, subnet.id, settings.profile)
     else:
-        path = _cache_path(settings, folder, name, torch.__version__)
+        path = cache_path(settings, folder, name, torch.__version__)
         with _locked(path.with_suffix(".lock")):
             if path.is_file() and not settings.reprofile:
                 profile = library.read_profile(path)
@@ -89,7 +89,8 @@ def _torch(settings: WorkerSettings, folder: Path) -> Engine:
     return engine
 
 
-def _device(name: str) -> str:
+def find_device(name: str) -> str:
+    """Return the device that a setting means; ConfigError if this torch has none of that name."""
     import torch
 
     if name == "auto":
@@ -130,7 +131,8 @@ def _warm_up(engine: TorchEngine) -> None:
                 engine.execute(subnet.id, [engine.example(rows)], [rows])
 
 
-def _cache_path(settings: WorkerSettings, folder: Path, device: str, torch_version: str) -> Path:
+def cache_path(settings: WorkerSettings, folder: Path, device: str, torch_version: str) -> Path:
+    """Return where the profile measured on this device is kept, and make its folder; ConfigError if that cannot be."""
     base = Path(settings.cache_dir) if settings.cache_dir else _user_cache()
     key = hashlib.sha256()
     for name in ("supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json", "tokenizer.json"):

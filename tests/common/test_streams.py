@@ -13,6 +13,7 @@ import redis
 from common import embedded, keys
 from common import streams as streams_module
 from common.errors import ConfigError
+from common.resp import ConnectionBrokenError
 from common.streams import Depth, NoGroupError, Outgoing, Streams, StreamsError
 from tests.mesh.peer import until
 
@@ -215,12 +216,31 @@ async def test_workers_are_remembered_until_forgotten(streams: Streams) -> None:
 async def test_status_lapses(streams: Streams, redis_url: str) -> None:
     """A published status is read under its model's name; once it has lapsed the model is still known, without one."""
     model = f"model-{secrets.token_hex(4)}"
-    await streams.publish_status(model, b"document")
+    await streams.publish_status(model, b"document", b"counts")
     assert (await streams.read_statuses())[model] == b"document"
+    assert (await streams.read_published())[model] == (b"document", b"counts", {})
     with redis.Redis.from_url(redis_url) as client:
         assert 0 < client.pttl(keys.status(model)) <= keys.STATUS_TTL_MS
-    await streams.delete(keys.status(model))
+        assert 0 < client.pttl(keys.scheduler_counts(model)) <= keys.COUNTS_TTL_MS
+    await streams.delete(keys.status(model), keys.scheduler_counts(model))
     assert (await streams.read_statuses())[model] is None
+    assert (await streams.read_published())[model] == (None, None, {})
+
+
+async def test_gateways_counts_lapse(streams: Streams, redis_url: str) -> None:
+    """Each gateway's counts are read under its name; a lapsed one's name stays, without counts, until withdrawn."""
+    model = f"model-{secrets.token_hex(4)}"
+    await streams.publish_status(model, b"document", b"counts")
+    await streams.publish_counts("a", {model: b"1"})
+    await streams.publish_counts("b", {model: b"2"})
+    assert (await streams.read_published())[model].gateways == {"a": b"1", "b": b"2"}
+    with redis.Redis.from_url(redis_url) as client:
+        assert 0 < client.pttl(keys.gateway_counts(model, "a")) <= keys.COUNTS_TTL_MS
+    await streams.delete(keys.gateway_counts(model, "a"))
+    assert (await streams.read_published())[model].gateways == {"a": None, "b": b"2"}
+    await streams.withdraw_counts("a", [model])
+    await streams.withdraw_counts("b", [model])
+    assert (await streams.read_published())[model].gateways == {}
 
 
 async def test_lease_is_exclusive(streams: Streams, redis_url: str, stream: str) -> None:
@@ -302,28 +322,20 @@ async def _looping(step: Callable[[], Any]) -> AsyncIterator["asyncio.Task[None]
         given_up.set()  # else a failed test would wait for ever
 
 
-@pytest.mark.parametrize("outcome", [None, redis.ConnectionError("gone")], ids=["answer", "error"])
-async def test_cancelled_reader_ends(
-    streams: Streams, monkeypatch: pytest.MonkeyPatch, outcome: Exception | None
-) -> None:
-    """A reader that is cancelled in the very moment in which its answer, or an error, arrives ends all the same.
-
-    Python 3.11's ``asyncio.wait_for`` swallows such a cancellation.
-    """
-    replies: asyncio.Queue[asyncio.Future[bool]] = asyncio.Queue()
-
-    async def through_wait_for() -> bool:
-        reply = asyncio.get_running_loop().create_future()
-        replies.put_nowait(reply)
-        return await asyncio.wait_for(reply, 60)
-
-    monkeypatch.setattr(streams._redis, "ping", through_wait_for)
+@pytest.mark.parametrize("outcome", [[b"PONG"], ConnectionBrokenError("gone")], ids=["answer", "error"])
+async def test_cancelled_reader_ends(streams: Streams, outcome: list[bytes] | Exception) -> None:
+    """A reader that is cancelled in the very moment in which its answer, or an error, arrives ends all the same."""
+    await streams.ping()
+    protocol = streams._lanes.of(keys.MODELS).writer._protocol
+    assert protocol is not None
     async with _looping(streams.ping) as reader:
-        reply = await asyncio.wait_for(replies.get(), 10)
-        if outcome is None:
-            reply.set_result(True)
-        else:
+        while not protocol.waiting:  # noqa: ASYNC110 - a turn of the loop, in which the command is sent
+            await asyncio.sleep(0)
+        reply, _ = protocol.waiting[0]
+        if isinstance(outcome, Exception):
             reply.set_exception(outcome)
+        else:
+            reply.set_result(outcome)
         reader.cancel()
         await asyncio.wait([reader], timeout=5)
         assert reader.cancelled()

@@ -26,6 +26,8 @@ MESSAGES: list[wire.Message] = [
     wire.Rejections([wire.Rejection(1, "late"), wire.Rejection(2, "poison")]),
     wire.Status("s", "slackfit", 5, 6, None, [{"name": "w", "idle_us": {"p50": 1}}], ["w: no such subnet"]),
     wire.Dismissed("scheduler-1"),
+    wire.SchedulerCounts(3, -1_500, [{"name": "w", "state": "busy"}], {"d1-w12": 7}, 2, 9, 40_000, 2),
+    wire.GatewayCounts("gateway-1", 9, 5, 1, {"expired": 2, "invalid": 0}, 8, 467.5),
 ]
 
 uint = st.integers(0, 2**64 - 1)
@@ -88,6 +90,8 @@ def test_tags_are_for_ever() -> None:
         "Rejections": 9,
         "Status": 10,
         "Dismissed": 11,
+        "SchedulerCounts": 12,
+        "GatewayCounts": 13,
     }
 
 
@@ -102,7 +106,7 @@ def test_layout_of_a_header() -> None:
     [
         ([2, 3, "worker"], "wire version 2"),
         (["1", 3, "worker"], "wire version '1'"),
-        ([1, 12, "worker"], "unknown message tag 12"),
+        ([1, 14, "worker"], "unknown message tag 14"),
         ([1, 0], "unknown message tag 0"),
         ([1, -1], "unknown message tag -1"),
         ([1, None], "unknown message tag None"),
@@ -154,7 +158,7 @@ def test_arbitrary_bytes_never_break_a_reader(header: bytes) -> None:
 
 
 @settings(deadline=None)  # a loaded machine pauses
-@given(st.integers(-1, 13) | document, st.lists(document, max_size=12))
+@given(st.integers(-1, 15) | document, st.lists(document, max_size=12))
 def test_arbitrary_documents_never_break_a_reader(tag: Any, values: list[Any]) -> None:
     """Nor does well-formed msgpack that claims to be one of our messages."""
     with contextlib.suppress(wire.WireError):

@@ -32,8 +32,8 @@ class Running:
 
     def start_worker(self, *flags: str) -> "subprocess.Popen[bytes]":
         """Launch one more worker against the same Redis, as a user would to scale out."""
-        known = self.services("worker")[0].cmdline()
-        return subprocess.Popen([*known, *flags], preexec_fn=die_with_parent)
+        known = self.services("worker")[0]
+        return subprocess.Popen([*known.cmdline(), *flags], env=known.environ(), preexec_fn=die_with_parent)
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ class FakeMesh:
         self.model: str = description["name"]
         self.description: dict[str, Any] | None = description
         self.workers = [WORKER]
+        self.counts = wire.SchedulerCounts(0, None, [], {}, 0, 0, 0, 0)
         self.behaviour: Behaviour = answer
         self.packs: list[Pairs] = []
         self.read = asyncio.Condition()
@@ -89,7 +90,7 @@ class FakeMesh:
 
     async def publish(self) -> None:
         status = wire.Status("scheduler-1", "slackfit", self.clock.now_us(), 0, self.description, self.workers, [])
-        await self.streams.publish_status(self.model, wire.encode(status))
+        await self.streams.publish_status(self.model, wire.encode(status), wire.encode(self.counts))
 
     async def until_read(self, queries: int) -> Pairs:
         """Return once so many queries have arrived."""

@@ -70,7 +70,9 @@ async def test_statistics_and_metrics_count(client: Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "words"),
     [
-        ("GET", "/", 404, "no route '/'"),
+        ("GET", "/page", 404, "no route '/page'"),
+        ("GET", "/page/static.py", 404, "no route"),
+        ("POST", "/", 405, "only GET, HEAD"),
         ("GET", "/v2/nothing", 404, "no route"),
         ("GET", "/v2/models/fashion/nothing", 404, "no route"),
         ("GET", "/v2/models/other", 404, "known models: fashion"),

@@ -99,14 +99,14 @@ class Peer:
         message = wire.decode(document) if document else None
         return message if isinstance(message, wire.Status) else None
 
-    async def wait_for_workers(self, count: int) -> wire.Status:
+    async def wait_for_workers(self, count: int, timeout_s: float = 10.0) -> wire.Status:
         """Wait until the scheduler counts so many workers, and return its status."""
 
         async def counted() -> bool:
             status = self.last_status = await self.status()
             return status is not None and len(status.workers) == count
 
-        await until(counted)
+        await until(counted, timeout_s)
         assert self.last_status is not None
         return self.last_status
 

@@ -48,9 +48,12 @@ async def process_of(kind: str, *flags: str) -> AsyncIterator[asyncio.subprocess
         await process.wait()
 
 
-def worker_process(url: str, folder: Path, profile: Path) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-    flags = ["--redis", url, "--model", str(folder), "--executor", "emulated", "--profile", str(profile)]
-    return process_of("worker", *flags)
+def worker_process(
+    url: str, folder: Path, profile: Path, *flags: str
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    return process_of(
+        "worker", "--redis", url, "--model", str(folder), "--executor", "emulated", "--profile", str(profile), *flags
+    )
 
 
 async def test_every_query_gets_exactly_one_answer(

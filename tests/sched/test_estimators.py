@@ -61,9 +61,10 @@ def test_margin_starts_high_and_ends_where_the_quantile_is() -> None:
         residuals.add(0.9)
     assert residuals.margin(0.5) == residuals.quantile(0.5, prior=0.0) == 0.9
     assert residuals.margin(0.999) == pytest.approx(2 + 1 / 3)  # of 512 none need exceed it
-    for _ in range(1_489):
-        residuals.add(0.9)
-    assert residuals.margin(0.999) == residuals.quantile(0.999) == 1.0  # of 2,001 two may
+    for ratio in (*[0.9] * 1_489, *[1.5] * 5):
+        residuals.add(ratio)
+    assert residuals.margin(0.998) == residuals.quantile(0.998) == 1.5  # of 2,006 four may
+    assert residuals.margin(0.999) == pytest.approx(1.5 + 0.5 / 3)  # of these two
 
 
 @settings(deadline=None)

@@ -1,0 +1,34 @@
+"""``superserve policies``: what a scheduler can schedule by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.sched.policies import available
+from services.worker import terminal
+
+if TYPE_CHECKING:
+    import argparse
+
+EPILOG = """\
+examples:
+  superserve policies
+  superserve scheduler --policy slackfit:buckets=16
+
+exit codes: 0 done; 2 wrong usage
+"""
+
+
+def run(flags: list[str]) -> int:
+    """Print every policy with its options; returns the exit code."""
+    parser().parse_args(flags)
+    for name, text in available().items():
+        print(f"{name}: {text}\n")  # noqa: T201 - a command line prints
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``superserve policies``."""
+    made = terminal.parser("policies", "Print the scheduling policies and their options.")
+    made.epilog = EPILOG
+    return made
