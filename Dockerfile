@@ -31,7 +31,7 @@ RUN --mount=type=bind,from=wanted,target=/wanted \
 
 FROM core AS grpc
 RUN --mount=type=bind,from=wanted,target=/wanted \
-    python3 /wanted/requirements.py /wanted/pyproject.toml grpc > /tmp/requirements.txt \
+    python3 /wanted/requirements.py /wanted/pyproject.toml grpc otel > /tmp/requirements.txt \
     && /opt/venv/bin/pip --python /opt/core/bin/python install \
         --find-links /wanted --constraint /wanted/constraints.txt --requirement /tmp/requirements.txt
 

@@ -95,6 +95,15 @@ class GatewaySettings(ServiceSettings):
     payload_threshold_bytes: int = Field(
         16 * 1024, gt=0, description="a query's tensors above this size travel under a key of their own"
     )
+    log_queries: float = Field(
+        0.0, ge=0, le=1, description="share of queries that get a line in the log: what answered, and why no better"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP/HTTP receiver of traces, as http://collector:4318 (extra otel); by default none"
+    )
+    trace_ratio: float = Field(
+        0.01, ge=0, le=1, description="share of queries traced, of those whose client has not decided by traceparent"
+    )
 
 
 class SchedulerSettings(ServiceSettings):
@@ -247,9 +256,14 @@ def _root(source: CliSettingsSource[Settings]) -> argparse.ArgumentParser:
     return cast("argparse.ArgumentParser", source.root_parser)  # typed as the settings, which it is not
 
 
+def from_environment(name: str) -> str | None:
+    """Return what the environment sets a flag to, for a command without settings of its own; None if it does not."""
+    return os.environ.get(f"{ENV_PREFIX}{name.upper()}")
+
+
 def redis_url() -> str:
     """Return the URL of Redis for a command that was given none: the environment's, else that of every service."""
-    found = os.environ.get(f"{ENV_PREFIX}REDIS") or os.environ.get(REDIS_URL)
+    found = from_environment("redis") or os.environ.get(REDIS_URL)
     return found or str(ServiceSettings.model_fields["redis"].default)
 
 

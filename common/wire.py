@@ -2,7 +2,9 @@
 
 An entry has two fields: ``h``, a small msgpack header that receivers decode, and ``p``, tensor bytes laid end to end in
 the order of the header's records, which nobody but worker and gateway looks into. The header is
-``[VERSION, tag, *fields of the message]``; an unknown version or tag is refused, never guessed.
+``[version, tag, *fields of the message]``; an unknown version or tag is refused, never guessed. The version is that of
+the message's layout: 1, but for the kinds that have had fields added (``LAYOUTS``). Of these the layouts before are
+read too, so that a mesh is upgraded by receivers first: gateways, then workers, then schedulers.
 
 =====================  =========================  =====================================
 to the scheduler       to a worker                to a gateway
@@ -28,7 +30,7 @@ import msgpack
 
 from common.errors import SuperServeError
 
-VERSION = 1
+VERSION = 1  # of a layout as first released
 
 
 class WireError(SuperServeError):
@@ -116,11 +118,16 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class WorkBatch:
-    """A batch tagged with the subnet that shall serve it."""
+    """A batch tagged with the subnet that shall serve it.
+
+    degraded: why that is not the best (``common.sched.types.Degraded``); None from a scheduler that does not tell.
+    """
 
     batch: int
     subnet: str
     policy: str
+    degraded: str | None
+    dispatched_us: int
     records: list[WorkRecord]
 
 
@@ -140,7 +147,7 @@ class Dismissed:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Results of one batch for one gateway, with what served them."""
+    """Results of one batch for one gateway, with what served them; ``degraded`` as in ``WorkBatch``."""
 
     worker: str
     executor: str
@@ -150,6 +157,9 @@ class Answers:
     batch_rows: int
     started_us: int
     finished_us: int
+    batch: int
+    degraded: str | None
+    dispatched_us: int
     answers: list[Answer]
 
 
@@ -249,6 +259,10 @@ TAGS: dict[type[Any], int] = {
     SchedulerCounts: 12,
     GatewayCounts: 13,
 }
+# Kinds whose layout has changed: the version that it has now.
+LAYOUTS: dict[type[Any], int] = {WorkBatch: 2, Answers: 2}
+# What layout 1 lacks: where, and what is put there.
+_ADDED: dict[type[Any], tuple[int, tuple[Any, ...]]] = {WorkBatch: (3, (None, 0)), Answers: (8, (0, None, 0))}
 _TYPES = {tag: kind for kind, tag in TAGS.items()}
 _NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in TAGS}
 
@@ -256,7 +270,8 @@ _NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in TAGS}
 def encode(message: Message) -> bytes:
     """Return the header of ``message``."""
     kind = type(message)
-    packed: bytes = msgpack.packb([VERSION, TAGS[kind], *(getattr(message, name) for name in _NAMES[kind])])
+    version = LAYOUTS.get(kind, VERSION)
+    packed: bytes = msgpack.packb([version, TAGS[kind], *(getattr(message, name) for name in _NAMES[kind])])
     return packed
 
 
@@ -266,19 +281,23 @@ def decode(header: bytes) -> Message:
         version, tag, *values = msgpack.unpackb(header)
     except Exception as error:  # msgpack raises half a dozen kinds, ValueError among them
         raise WireError(f"not a message: {error}: {bytes(header[:40])!r}") from error
-    if version != VERSION:
-        raise WireError(f"message of wire version {version!r}; this process speaks {VERSION}")
     kind = _TYPES.get(tag) if isinstance(tag, int) else None  # a list or map cannot even be looked up
     if kind is None:
         raise WireError(f"unknown message tag {tag!r}")
+    layout = LAYOUTS.get(kind, VERSION)
+    if version != layout:
+        if version != VERSION:
+            raise WireError(f"{kind.__name__} of wire version {version!r}; this process reads up to {layout}")
+        place, missing = _ADDED[kind]
+        values[place:place] = missing
     try:
         if kind is Pack:
             gateway, rows = values
             return Pack(gateway, [QueryRecord._make(row) for row in rows])
         if kind is WorkBatch:
-            values[3] = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in values[3]]
+            values[5] = [WorkRecord(gateway, tried, QueryRecord._make(row)) for gateway, tried, row in values[5]]
         if kind is Answers:
-            values[8] = [Answer._make(row) for row in values[8]]
+            values[11] = [Answer._make(row) for row in values[11]]
         if kind is Rejections:
             (rows,) = values
             return Rejections([Rejection._make(row) for row in rows])

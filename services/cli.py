@@ -43,6 +43,7 @@ commands:
   policies    the scheduling policies and their options
   status      models, workers, policies, queue and attainment of a mesh, as they are now
   doctor      is Redis, this machine and the mesh as they have to be, and what to do if not
+  explain     what became of one query and why, from the scheduler's event log
   search      a trained supernet to its Pareto set, hundreds of hosted subnets and a profile
   profile     how fast each subnet is on this device
   import      a published checkpoint to a model that can be served
@@ -169,6 +170,7 @@ _TOOLS = {
     "policies": "services.policies",
     "status": "services.status",
     "doctor": "services.doctor",
+    "explain": "services.explain",
     "search": "services.worker.searching",
     "profile": "services.worker.profiling",
     "import": "services.worker.importing",

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,9 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["worker", "--model", "nonesuch"], "superserve worker: model 'nonesuch'"),
         (["worker", "--executor", "emulated"], "superserve worker: --executor emulated needs --profile"),
         (["up", "--model", "nonesuch"], "superserve up: model 'nonesuch'"),
+        (["explain", "xyz"], "superserve explain: ID='xyz': expected up to 16 hexadecimal digits"),
+        (["explain", "1f"], "superserve explain: --event-log: name the file"),
+        (["explain", "1f", "--event-log", "nonesuch"], "superserve explain: --event-log='nonesuch': No such file"),
         (["up", "--workers", "0"], "superserve up: --workers (SUPERSERVE_WORKERS)='0'"),
     ],
 )
@@ -76,6 +80,21 @@ def test_policies_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"slackfit", "fixed", "maxbatch"} <= set(available())
     for name, text in available().items():
         assert f"{name}: {text}" in out
+
+
+def test_event_log_is_that_of_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the scheduler's own variable is set, `explain` need not be told the file; a log without the query is 1."""
+    log = tmp_path / "events.jsonl"
+    log.write_text('{"format":1,"policy":"maxbatch","options":{}}\n{"now_us":1,"event":"ti')  # being written
+    monkeypatch.setenv("SUPERSERVE_EVENT_LOG", str(log))
+    assert command(["explain", "1f"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "",
+        f"superserve explain: {log}: no query 000000000000001f among the 0 that arrive in this log\n",
+    )
 
 
 def test_exit_code_is_the_process_s() -> None:

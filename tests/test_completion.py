@@ -11,7 +11,7 @@ from services.cli import USAGE, command
 
 PROGRAMS = {"superserve": "services.cli", "loadgen": "loadgen.cli"}
 SERVICES = ("up", "gateway", "scheduler", "worker")
-TOOLS = ("policies", "status", "doctor", "search", "profile", "import", "completion")
+TOOLS = ("policies", "status", "doctor", "explain", "search", "profile", "import", "completion")
 LOADGEN = ("replay", "simulate", "evaluate", "trace", "compare", "completion")
 
 # What readline does when tab is pressed after the words: call the function registered for the first of them.

@@ -46,9 +46,10 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import assert_never
 
+from common.sched.degraded import why_degraded
 from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
 from common.sched.options import SchedulerOptions
-from common.sched.policies.base import Policy, View, learner_of
+from common.sched.policies.base import Policy, View, best_of, learner_of
 from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.types import (
@@ -229,12 +230,13 @@ class Scheduler:
 
     def _hello(self, event: WorkerHello, now_us: int) -> None:
         cheapest = event.profile.index(self.policy.cheapest(event.profile))
+        best = best_of(self.policy, event.profile)
         for batch in event.running:
             event.profile.index(batch.subnet)
         worker = self._workers.get(event.worker)
         if worker is None:
             worker = self._workers[event.worker] = Worker(event.worker, event.profile, cheapest)
-        worker.update(event.profile, cheapest)
+        worker.update(event.profile, cheapest, best)
         for batch in event.running:
             if batch.id not in worker.batches:
                 self._adopt(worker, batch, now_us)
@@ -341,6 +343,7 @@ class Scheduler:
     def _dispatch(self, head: Query, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
         """Fill a worker with the head and what the policy packs with it, or let the head go if the policy says so."""
         choice: Choice | None = None
+        slack_us = -1
         if not late:
             start_us = worker.start_us(now_us + self.delay.us, self.residuals, self.options.start_quantile)
             slack_us = head.deadline_us - self.options.reply_margin_us - start_us
@@ -355,8 +358,10 @@ class Scheduler:
         queries = self._queue.take(choice.rows, worker.profile.accuracy(choice.subnet))
         batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
         self._next_batch += 1
+        quantile = self.options.start_quantile
+        degraded = why_degraded(worker, head, choice.subnet, self._best_accuracy, slack_us, self.residuals, quantile)
         worker.assign(batch, now_us, self.delay.us)
-        out.append(Dispatch(batch))
+        out.append(Dispatch(batch, degraded))
 
     def _reject(self, query: Query, reason: Reason, now_us: int, out: list[Command]) -> None:
         self._live.discard(query.id)

@@ -14,7 +14,7 @@ from typing import Any, assert_never
 
 from common.sched.core import Scheduler
 from common.sched.options import SchedulerOptions
-from common.sched.policies import parse_policy, spec_of
+from common.sched.policies import Policy, parse_policy, spec_of
 from common.sched.profile import Profile
 from common.sched.types import (
     Arrived,
@@ -54,27 +54,38 @@ def replay(lines: Iterable[str]) -> Iterator[tuple[int, Event, list[Command]]]:
 
     Raises EventLogError for a line that is not of the format.
     """
-    numbered = enumerate(lines, start=1)
-    header = next(numbered, None)
+    lines = iter(lines)
+    header = next(lines, None)
     if header is None:
         return
-    scheduler = fresh_scheduler(header[1])
-    for number, line in numbered:
+    scheduler = fresh_scheduler(header)
+    for now_us, event in events(lines):
+        yield now_us, event, scheduler.handle(event, now_us)
+
+
+def events(lines: Iterable[str]) -> Iterator[tuple[int, Event]]:
+    """Read the lines behind a log's first: each event with its time. Raises as `replay` does."""
+    for number, line in enumerate(lines, start=2):
         try:
             data = json.loads(line)
             now_us, event = int(data["now_us"]), _from_dict(data)
         except (ValueError, KeyError, TypeError) as error:
             raise EventLogError(f"line {number}: {type(error).__name__}: {error}") from error
-        yield now_us, event, scheduler.handle(event, now_us)
+        yield now_us, event
 
 
 def fresh_scheduler(header: str) -> Scheduler:
     """Return a scheduler of the policy and the options that a log's first line names. Raises as `replay` does."""
+    return Scheduler(*read_header(header))
+
+
+def read_header(header: str) -> tuple[Policy, SchedulerOptions]:
+    """Return the policy and the options that a log's first line names. Raises as `replay` does."""
     try:
         data = json.loads(header)
         if data.get("format") != FORMAT:
             raise EventLogError(f"format: expected {FORMAT}, got {data.get('format')!r}")
-        return Scheduler(parse_policy(data["policy"]), SchedulerOptions(**data["options"]))
+        return parse_policy(data["policy"]), SchedulerOptions(**data["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise EventLogError(f"line 1: {type(error).__name__}: {error}") from error
 

@@ -25,6 +25,14 @@ Reason: TypeAlias = Literal["late", "min_accuracy", "poison", "queue_full", "no_
 - `no_worker`: its deadline passed while no worker was there.
 """
 
+Degraded: TypeAlias = Literal["", "cap", "slack", "floor", "policy"]
+"""Why a batch's subnet is less accurate than the best that the model's live workers have; "" if it is not.
+
+`common.sched.degraded` decides it and says what each means.
+"""
+
+REASONS_DEGRADED: tuple[Degraded, ...] = ("cap", "slack", "floor", "policy")
+
 
 class Query(NamedTuple):
     """One request of `rows` inputs, answered as a whole and never split.
@@ -117,9 +125,10 @@ class Tick:
 
 
 class Dispatch(NamedTuple):
-    """Send the batch to its worker now."""
+    """Send the batch to its worker now. `degraded` tells its queries why the subnet is not the best, if it is not."""
 
     batch: Batch
+    degraded: Degraded = ""
 
 
 @dataclass(frozen=True, slots=True)

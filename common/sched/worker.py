@@ -25,18 +25,19 @@ class Outstanding:
 class Worker:
     """One worker as the core sees it. Policies may read it, only the core changes it.
 
-    `cheapest` is the index of the cheapest subnet that the policy ever uses here, and `floors_us[rows]` the least
-    median latency from it on, up to the largest batch. `rank` orders workers as they are filled: the fastest, the most
-    accurate, the first by name. `correction` is the smoothed ratio of observed latency to the median, with which every
-    prediction is multiplied. `subnet` is that of the batch dispatched last, "" before the first.
+    `cheapest` is the index of the cheapest subnet that the policy ever uses here, `best` that of the most accurate, and
+    `floors_us[rows]` the least median latency from the cheapest on, up to the largest batch. `rank` orders workers as
+    they are filled: the fastest, the most accurate, the first by name. `correction` is the smoothed ratio of observed
+    latency to the median, with which every prediction is multiplied. `subnet` is that of the batch dispatched last, ""
+    before the first.
     """
 
     __slots__ = (
-        *("_finished", "batches", "cheapest", "correction", "draining", "floors_us"),
+        *("_finished", "batches", "best", "cheapest", "correction", "draining", "floors_us"),
         *("free_us", "name", "profile", "rank", "subnet"),
     )
 
-    def __init__(self, name: str, profile: Profile, cheapest: int) -> None:
+    def __init__(self, name: str, profile: Profile, cheapest: int, best: int | None = None) -> None:
         self.name = name
         self.batches: dict[int, Outstanding] = {}
         self.free_us = 0
@@ -44,12 +45,16 @@ class Worker:
         self.subnet = ""
         self._finished = 0
         self.draining = False
-        self.update(profile, cheapest)
+        self.update(profile, cheapest, best)
 
-    def update(self, profile: Profile, cheapest: int) -> None:
-        """Take a profile, and the index of the cheapest subnet that the policy uses with it."""
+    def update(self, profile: Profile, cheapest: int, best: int | None = None) -> None:
+        """Take a profile, and the indices of the cheapest and the best subnet that the policy uses with it.
+
+        best: None for a policy that uses the most accurate there is.
+        """
         self.profile = profile
         self.cheapest = cheapest
+        self.best = len(profile.subnets) - 1 if best is None else best
         self.floors_us = tuple(profile.floor_us(cheapest, rows) for rows in range(profile.max_batch + 1))
         self.rank = (self.floors_us[-1], -profile.subnets[-1].accuracy, self.name)
 

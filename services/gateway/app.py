@@ -24,6 +24,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.pending import Pending
 from services.gateway.routes import Routes
 from services.gateway.server import Server
+from services.gateway.watch import watch_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,8 @@ class Gateway:
         self._history = History()
         self._routes = Routes(self._links, self._metrics, version, settings.max_slo_ms, self._overview, self._history)
         self._server = Server(self._handle, settings.max_body_bytes)
-        self._inference = Inference(settings, self._server, self._metrics)
+        self._watch = watch_for(settings, self.name)
+        self._inference = Inference(settings, self._server, self._metrics, self._watch)
         self._rpc: RpcServer | None = None
         self._infer_paths: dict[str, ModelLink] = {}  # the usual spellings, found without parsing the path
         self._tasks: Tasks | None = None
@@ -103,6 +105,8 @@ class Gateway:
         if self._rpc is not None:
             await self._rpc.close()
         await self._server.close()
+        if self._watch is not None:
+            await self._watch.close()
         if self._tasks is not None:
             await self._tasks.cancel()
         if self.monitor is not None:

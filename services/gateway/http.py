@@ -12,6 +12,8 @@ from common.errors import ClientError, SuperServeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from services.gateway.watch import Call
+
 JSON: Mapping[str, str] = {"Content-Type": "application/json"}
 
 
@@ -42,7 +44,7 @@ class Response(NamedTuple):
 class Request:
     """One request, whole. Its handler calls ``respond`` once: at once, or from any later callback."""
 
-    __slots__ = ("body", "headers", "method", "on_left", "path", "query", "response")
+    __slots__ = ("body", "headers", "method", "on_left", "path", "query", "response", "watched")
 
     def __init__(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> None:
         self.method = method
@@ -50,6 +52,7 @@ class Request:
         self.headers = headers
         self.body = body
         self.response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self.watched: Call | None = None  # set by the handler if it is to be told of beside its answer
         self.on_left: Callable[[], object] | None = None  # set by the handler: the client left before its answer
 
     def respond(self, response: Response) -> None:

@@ -6,17 +6,21 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
+from common import log
 from common.errors import SuperServeError, UnsupportedMediaType
 from common.tensors import BYTES
 from services.gateway import images
 from services.gateway.bodies import IDENTITY, deflate, inflate
 from services.gateway.options import parse_query
 from services.gateway.protocol import Plan, row_plan, split
-from services.gateway.replies import describe, encode
+from services.gateway.replies import QUERY_ID, describe, encode, id_of
 from services.gateway.server import fail
 from services.gateway.tensors import text_row
+from services.gateway.watch import CLIENT_LEFT, Call, Ending
 
 if TYPE_CHECKING:
+    from grpc.aio import ServicerContext as Context
+
     from common.settings import GatewaySettings
     from services.gateway.http import Request
     from services.gateway.link import Done, ModelLink
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from services.gateway.pending import Query, Result
     from services.gateway.replies import Reply
     from services.gateway.server import Server
+    from services.gateway.watch import Watch
 
     Outcome = Result | SuperServeError
 
@@ -34,17 +39,22 @@ if TYPE_CHECKING:
 TEXT = "text/plain"
 JSON_TYPES = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded")
 
+_log = log.get(__name__)
+
 
 class Inference:
     """Answers ``POST /v2/models/{model}/infer``, and what asks for the same in another way."""
 
-    def __init__(self, settings: GatewaySettings, server: Server, metrics: Metrics) -> None:
+    def __init__(self, settings: GatewaySettings, server: Server, metrics: Metrics, watch: Watch | None) -> None:
         self._settings = settings
         self._server = server
         self._metrics = metrics
+        self._watch = watch
 
     def start(self, request: Request, link: ModelLink) -> None:
         """Send the query on its way; the response follows when the mesh has answered."""
+        if self._watch is not None:
+            request.watched = Call(request.headers, link.now_us())
         try:
             model = link.admit()
             kind = _kind(request)
@@ -53,13 +63,15 @@ class Inference:
             else:
                 self._start(request, link, model, request.body, kind)
         except Exception as error:  # whatever it is, it is counted and answered
-            self._refuse(request, link.name, error)
+            self._refuse(request, link, error)
 
-    async def ask(self, link: ModelLink, header: bytes, raw: bytes) -> Reply:
-        """Return the reply to a JSON part and a raw part that came by another way than HTTP; SuperServeError if none.
+    async def ask(self, link: ModelLink, header: bytes, raw: bytes, context: Context) -> Reply:
+        """Return the reply to a JSON part and a raw part that came by gRPC; SuperServeError if none.
 
         Cancelled, it withdraws the query.
         """
+        call = Call(dict(context.invocation_metadata()), link.now_us(), grpc=True) if self._watch is not None else None
+        query: Query | None = None
         answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
         def done(_: Query, outcome: Outcome) -> None:
@@ -71,18 +83,20 @@ class Inference:
             assert link.planner is not None
             plan = link.planner.plan(header)
             query = self._send(link, plan.rows, plan.options, plan.tensors(raw), done)
+            context.set_trailing_metadata(((QUERY_ID.lower(), id_of(query)),))
             try:
                 outcome = await answered
             except asyncio.CancelledError:
-                self._left(link, query)
+                self._left(link, query, call)
                 raise
             if isinstance(outcome, SuperServeError):
                 raise outcome
             reply = describe(model, plan, query, outcome)
             self._metrics.of(link.name).answered(query, outcome)
         except Exception as error:
-            self._count(link.name, error)
+            self._count(link, error, query, call)
             raise
+        self._tell(call, link, query, 200, result=outcome)
         return reply
 
     async def _start_slowly(self, request: Request, link: ModelLink, kind: str) -> None:
@@ -98,7 +112,7 @@ class Inference:
                 tensors = await asyncio.to_thread(images.decode, body, kind, images.frame_of(model))
                 self._submit(request, link, link.admit(), row_plan(model), tensors, name_label=True)
         except Exception as error:
-            self._refuse(request, link.name, error)
+            self._refuse(request, link, error)
 
     def _start(self, request: Request, link: ModelLink, model: Model, body: bytes, kind: str) -> None:
         assert link.planner is not None
@@ -117,16 +131,23 @@ class Inference:
         options = plan.options
         if request.query:
             options = options.or_else(parse_query(request.query, model))
-        done = partial(self._finish, request, model, plan, name_label)
+        done = partial(self._finish, request, link, model, plan, name_label)
         query = self._send(link, plan.rows, options, tensors, done)
-        request.on_left = partial(self._left, link, query)
+        request.on_left = partial(self._left, link, query, request.watched)
 
     def _send(self, link: ModelLink, rows: int, options: Options, tensors: bytes, done: Done) -> Query:
         slo_ms = options.deadline_ms(self._settings.default_slo_ms, self._settings.max_slo_ms)
         return link.submit(tensors, rows, slo_ms, options.min_accuracy or 0.0, options.priority or 0, done)
 
     def _finish(
-        self, request: Request, model: Model, plan: Plan, name_label: bool, query: Query, outcome: Outcome
+        self,
+        request: Request,
+        link: ModelLink,
+        model: Model,
+        plan: Plan,
+        name_label: bool,
+        query: Query,
+        outcome: Outcome,
     ) -> None:
         """Respond to a query that was answered, rejected or given up."""
         try:
@@ -137,18 +158,39 @@ class Inference:
             accepted = request.headers.get("Accept-Encoding")
             request.respond(deflate(response, accepted) if accepted else response)
         except Exception as error:
-            self._refuse(request, model.name, error)
+            self._refuse(request, link, error, query)
+        else:
+            self._tell(request.watched, link, query, 200, result=outcome)
 
-    def _refuse(self, request: Request, model: str, error: Exception) -> None:
-        self._count(model, error)
-        fail(request, error)
+    def _refuse(self, request: Request, link: ModelLink, error: Exception, query: Query | None = None) -> None:
+        self._count(link, error, query, request.watched)
+        fail(request, error, {QUERY_ID: id_of(query)} if query is not None else None)
 
-    def _count(self, model: str, error: Exception) -> None:
-        self._metrics.of(model).refused(error.status if isinstance(error, SuperServeError) else 500)
+    def _count(self, link: ModelLink, error: Exception, query: Query | None, call: Call | None) -> None:
+        status = error.status if isinstance(error, SuperServeError) else 500
+        self._metrics.of(link.name).refused(status)
+        self._tell(call, link, query, status, str(error))
 
-    def _left(self, link: ModelLink, query: Query) -> None:
+    def _left(self, link: ModelLink, query: Query, call: Call | None) -> None:
         link.withdraw(query)
         self._metrics.of(link.name).left()
+        self._tell(call, link, query, CLIENT_LEFT)
+
+    def _tell(
+        self,
+        call: Call | None,
+        link: ModelLink,
+        query: Query | None,
+        status: int,
+        error: str = "",
+        result: Result | None = None,
+    ) -> None:
+        if call is None or self._watch is None:
+            return
+        try:
+            self._watch.ended(call, Ending(link, query, status, error, result))
+        except Exception as problem:  # it must not cost the answers that come behind
+            _log.error("watch_failed", exc_info=problem)
 
 
 def _kind(request: Request) -> str:

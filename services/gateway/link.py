@@ -119,6 +119,10 @@ class ModelLink:
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
+    def now_us(self) -> int:
+        """Return the common time."""
+        return self._mesh.clock.now_us()
+
     @property
     def unavailable(self) -> str | None:
         """Why no query of this model can be taken, or None."""

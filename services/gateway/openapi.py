@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.sched.types import REASONS_DEGRADED
 from common.tensors import BYTES, DTYPES
 from services.gateway.history import COUNTS
 from services.gateway.model import VERSION
@@ -23,12 +24,17 @@ _ERRORS = {
     504: "The SLO is out of reach, or no answer came in time.",
 }
 _RETRIED = (429, 503)
+_OF_QUERIES = (400, 429, 500, 503, 504)  # may come when the query was in the mesh
 _TEXT: Document = {"type": "string"}
 _NAME: Document = {"type": "string", "minLength": 1}
 _COUNT: Document = {"type": "integer", "minimum": 0}
 _FLAG: Document = {"type": "boolean"}
 _NUMBER: Document = {"type": "number"}
 _BINARY: Document = {"type": "string", "format": "binary"}
+_QUERY_ID: Document = {
+    "description": "of a query that reached the mesh, as `superserve explain` takes it",
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+}
 
 
 def document(version: str, max_slo_ms: float) -> Document:
@@ -117,7 +123,14 @@ def _infer(name: str) -> Document:
     }
     success = operation["responses"]["200"]
     success["content"]["application/octet-stream"] = {"schema": _BINARY}
-    success["headers"] = {"Inference-Header-Content-Length": {"schema": _COUNT}}
+    success["headers"] = {
+        "Inference-Header-Content-Length": {"schema": _COUNT},
+        "Server-Timing": {"description": "queue, inference, reply and total, in milliseconds", "schema": _TEXT},
+        "X-Superserve-Query-Id": _QUERY_ID,
+        "X-Superserve-Subnet": {"schema": _TEXT},
+        "X-Superserve-Accuracy": {"description": "percent", "schema": _ref("Percent")},
+        "X-Superserve-Degraded": {"description": "why no better", "schema": {"enum": ["no", *REASONS_DEGRADED]}},
+    }
     return operation
 
 
@@ -154,8 +167,13 @@ def _answer(description: str, schema: Document, kind: str) -> Document:
 
 def _error(status: int) -> Document:
     response = _answer(_ERRORS[status], _ref("Error"), "application/json")
+    headers: Document = {}
     if status in _RETRIED:
-        response["headers"] = {"Retry-After": {"description": "seconds", "schema": _COUNT}}
+        headers["Retry-After"] = {"description": "seconds", "schema": _COUNT}
+    if status in _OF_QUERIES:
+        headers["X-Superserve-Query-Id"] = _QUERY_ID
+    if headers:
+        response["headers"] = headers
     return response
 
 
@@ -295,6 +313,8 @@ def _schemas(max_slo_ms: float) -> Document:
                         "worker": _TEXT,
                         "query_id": _TEXT,
                     },
+                    degraded=_FLAG,
+                    degraded_reason={"enum": list(REASONS_DEGRADED)},
                     label_name=_TEXT,
                 ),
                 "outputs": _list(

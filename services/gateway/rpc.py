@@ -92,7 +92,7 @@ class RpcServer:
         """Let the answers under way out, and close all connections."""
         await self._server.stop(CLOSE_TIMEOUT_S)
 
-    async def _read(self, name: str, path: Callable[[Any], str], request: Any) -> Any:
+    async def _read(self, name: str, path: Callable[[Any], str], request: Any, _: grpc.aio.ServicerContext) -> Any:
         """Return the response of a method that HTTP has as a path to read."""
         document = orjson.loads(self._routes.answer(Request("GET", path(request), {}, b"")).body)
         if name == "ModelConfig":
@@ -105,19 +105,19 @@ class RpcServer:
         link = self._routes.model(request.name, request.version or VERSION)
         return f"/v2/models/{quote(link.name, safe='')}{verb}"
 
-    async def _infer(self, request: Any) -> Any:
+    async def _infer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         link = self._routes.model(request.model_name, request.model_version or VERSION)
         header = orjson.dumps(_document(request))
-        document, raw = await self._inference.ask(link, header, b"".join(request.raw_input_contents))
+        document, raw = await self._inference.ask(link, header, b"".join(request.raw_input_contents), context)
         return _response(document, raw)
 
 
-def _method(name: str, answer: Callable[[Any], Awaitable[Any]]) -> grpc.RpcMethodHandler:
+def _method(name: str, answer: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]) -> grpc.RpcMethodHandler:
     """Return the handler of a method, whose errors become statuses."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            return await answer(request)
+            return await answer(request, context)
         except SuperServeError as error:
             await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
         except Exception as error:

@@ -18,7 +18,7 @@ from common.errors import BadRequest, PayloadTooLarge, SuperServeError
 from services.gateway.http import Request, RequestTimeout, Response, error_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
 BODY_TIMEOUT_S = 60.0  # for a body to arrive
 LINGER_S = 1.0  # how long the rest of a refused body is read and thrown away, lest a reset loses the answer
@@ -133,10 +133,12 @@ class Server:
             raise RequestTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
 
 
-def fail(request: Request, error: Exception) -> None:
-    """Answer with an error: one of ours as it says, any other as 500."""
+def fail(request: Request, error: Exception, headers: Mapping[str, str] | None = None) -> None:
+    """Answer with an error, one of ours as it says, any other as 500, and ``headers`` besides."""
     if isinstance(error, SuperServeError):
-        request.respond(error_response(error))
-        return
-    _log.error("request_failed", method=request.method, path=request.path, exc_info=error)
-    request.respond(Response(500, orjson.dumps({"error": f"the gateway failed: {type(error).__name__}: {error}"})))
+        response = error_response(error)
+    else:
+        _log.error("request_failed", method=request.method, path=request.path, exc_info=error)
+        message = f"the gateway failed: {type(error).__name__}: {error}"
+        response = Response(500, orjson.dumps({"error": message}))
+    request.respond(response._replace(headers={**response.headers, **headers}) if headers else response)

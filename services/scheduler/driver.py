@@ -15,7 +15,6 @@ from common import log, wire
 from common.errors import ConfigError
 from common.sched import (
     Arrived,
-    Batch,
     Command,
     Dispatch,
     Event,
@@ -113,9 +112,9 @@ class Driver:
         wake_us = None
         for command in commands:
             match command:
-                case Dispatch(batch):
-                    self.counts.dispatched(batch, now_us)
-                    self._dispatch(batch)
+                case Dispatch(batch, degraded):
+                    self.counts.dispatched(batch, now_us, degraded)
+                    self._dispatch(command, now_us)
                 case Reject(query, reason):
                     self.counts.outcomes[reason] += 1
                     if held := self.ledger.release(query.id):
@@ -124,12 +123,13 @@ class Driver:
                     wake_us = at_us
         self._wake_at(wake_us)
 
-    def _dispatch(self, batch: Batch) -> None:
+    def _dispatch(self, dispatch: Dispatch, now_us: int) -> None:
+        batch = dispatch.batch
         held = [one for query in batch.queries if (one := self.ledger.release(query.id)) is not None]
         if len(held) < len(batch.queries):
             # Redis lost a stream that we had acked into; the gateway answers these by its own timeout.
             _log.error("payload_lost", batch=batch.id, queries=len(batch.queries) - len(held))
-        self.outbox.batch(batch, held, self._policy)
+        self.outbox.batch(dispatch, held, self._policy, now_us)
 
     def _wake_at(self, at_us: int | None) -> None:
         if self._timer is not None:

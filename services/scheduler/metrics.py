@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from common import metrics, wire
 from common.metrics import BATCH_ROWS, RATIOS, SECONDS, Histogram, Recent
+from common.sched.types import REASONS_DEGRADED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,7 @@ class Counts:
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter(dict.fromkeys((DISPATCHED, *REASONS), 0))
         self.subnets: Counter[str] = Counter()  # queries dispatched
+        self.degraded: Counter[str] = Counter(dict.fromkeys(REASONS_DEGRADED, 0))  # queries, by why
         self.batches: Counter[str] = Counter()
         self.batch_rows = Histogram(BATCH_ROWS)
         self.slack = Histogram(SECONDS)
@@ -55,9 +57,11 @@ class Counts:
             slack_count=self.slack.count,
         )
 
-    def dispatched(self, batch: Batch, now_us: int) -> None:
+    def dispatched(self, batch: Batch, now_us: int, degraded: str = "") -> None:
         """Count a batch. Its slack is that of its first query, whose deadline is the earliest; a late one has 0."""
         queries = batch.queries
+        if degraded:
+            self.degraded[degraded] += len(queries)
         self.outcomes[DISPATCHED] += len(queries)
         self.subnets[batch.subnet] += len(queries)
         self.batches[batch.subnet] += 1
@@ -116,6 +120,9 @@ class Metrics(Collector):
         )
         yield metrics.counter(f"{name}queries", "Queries by what was decided", *by("outcome", counts.outcomes))
         yield metrics.counter(f"{name}subnet_queries", "Queries dispatched, by subnet", *by("subnet", counts.subnets))
+        yield metrics.counter(
+            f"{name}degraded_queries", "Queries dispatched below the best subnet", *by("reason", counts.degraded)
+        )
         yield metrics.counter(f"{name}batches", "Batches dispatched, by subnet", *by("subnet", counts.batches))
         yield metrics.gauge(f"{name}queue_queries", "Queries that wait", {one: self._queries()}, ["model"])
         yield metrics.gauge(f"{name}queue_rows", "Rows that wait", {one: core.queued_rows}, ["model"])

@@ -17,7 +17,7 @@ from services.scheduler.ledger import Held, Ledger, Source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from common.sched import Batch
+    from common.sched import Batch, Dispatch
 
 
 # Acks wait so long for company: a round trip for each costs more than a decision. A crash meanwhile repeats work.
@@ -48,11 +48,12 @@ class Outbox:
     _busy: int = 0  # flushes and settlements under way
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def batch(self, batch: Batch, held: list[Held], policy: str) -> None:
+    def batch(self, dispatch: Dispatch, held: list[Held], policy: str, now_us: int) -> None:
         """Send a batch to its worker."""
+        batch = dispatch.batch
         attempts = {query.id: query.attempts for query in batch.queries}
         records = [wire.WorkRecord(h.gateway, attempts[h.record.id], h.record) for h in held]
-        header = wire.encode(wire.WorkBatch(batch.id, batch.subnet, policy, records))
+        header = wire.encode(wire.WorkBatch(batch.id, batch.subnet, policy, dispatch.degraded, now_us, records))
         payload = b"".join([h.payload for h in held])
         stream = keys.work(self.model, batch.worker)
         self._sending.append(Sending(Outgoing(stream, header, payload), batch, tuple(held)))

@@ -253,6 +253,9 @@ class Worker:
                         batch_rows=done.rows,
                         started_us=done.started_us,
                         finished_us=done.finished_us,
+                        batch=batch.batch,
+                        degraded=batch.degraded,
+                        dispatched_us=batch.dispatched_us,
                         answers=answers,
                     )
                 ),

@@ -18,10 +18,11 @@ MESSAGES: list[wire.Message] = [
     wire.Heartbeat("worker-1"),
     wire.Draining("worker-1"),
     wire.Done("worker-1", 7, 1, 2, 3),
-    wire.WorkBatch(7, "d1-w12", "slackfit", [wire.WorkRecord("gateway-1", 2, QUERY)]),
+    wire.WorkBatch(7, "d1-w12", "slackfit", "slack", 9, [wire.WorkRecord("gateway-1", 2, QUERY)]),
     wire.Introduce("scheduler-1"),
     wire.Answers(
-        "w", "torch", "d1-w12", "slackfit", 91.5, 4, 10, 20, [wire.Answer(1, 48, ""), wire.Answer(2, 0, "no")]
+        *("w", "torch", "d1-w12", "slackfit", 91.5, 4, 10, 20, 7, None, 9),
+        [wire.Answer(1, 48, ""), wire.Answer(2, 0, "no")],
     ),
     wire.Rejections([wire.Rejection(1, "late"), wire.Rejection(2, "poison")]),
     wire.Status("s", "slackfit", 5, 6, None, [{"name": "w", "idle_us": {"p50": 1}}], ["w: no such subnet"]),
@@ -38,10 +39,18 @@ query = st.builds(
 )
 batched = st.one_of(
     st.builds(wire.Pack, text, st.lists(query, max_size=4)),
-    st.builds(wire.WorkBatch, uint, text, text, st.lists(st.builds(wire.WorkRecord, text, uint, query), max_size=4)),
+    st.builds(
+        wire.WorkBatch,
+        uint,
+        text,
+        text,
+        st.none() | text,
+        uint,
+        st.lists(st.builds(wire.WorkRecord, text, uint, query), max_size=4),
+    ),
     st.builds(
         wire.Answers,
-        *(text, text, text, text, st.floats(allow_nan=False), uint, uint, uint),
+        *(text, text, text, text, st.floats(allow_nan=False), uint, uint, uint, uint, st.none() | text, uint),
         st.lists(st.builds(wire.Answer, uint, uint, text), max_size=4),
     ),
 )
@@ -95,6 +104,19 @@ def test_tags_are_for_ever() -> None:
     }
 
 
+def test_layout_that_changed_says_so_and_the_former_is_read() -> None:
+    """A batch and its answers bear version 2; of version 1, which told no reason, they are read as telling none."""
+    for message in MESSAGES:
+        assert msgpack.unpackb(wire.encode(message))[0] == (
+            2 if isinstance(message, wire.WorkBatch | wire.Answers) else 1
+        )
+    records = [["gateway-1", 2, list(QUERY)]]
+    batch = wire.decode(msgpack.packb([1, 6, 7, "d1-w12", "slackfit", records]))
+    assert batch == wire.WorkBatch(7, "d1-w12", "slackfit", None, 0, [wire.WorkRecord("gateway-1", 2, QUERY)])
+    answers = wire.decode(msgpack.packb([1, 8, "w", "torch", "a", "p", 91.5, 4, 10, 20, [[1, 48, ""]]]))
+    assert answers == wire.Answers("w", "torch", "a", "p", 91.5, 4, 10, 20, 0, None, 0, [wire.Answer(1, 48, "")])
+
+
 def test_layout_of_a_header() -> None:
     """A header is ``[version, tag, *fields]`` in msgpack, records as arrays: other languages can read it."""
     document = msgpack.unpackb(wire.encode(wire.Pack("g", [QUERY])))
@@ -105,6 +127,7 @@ def test_layout_of_a_header() -> None:
     ("document", "words"),
     [
         ([2, 3, "worker"], "wire version 2"),
+        ([3, 6, 7, "d1-w12", "slackfit", None, 0, []], "WorkBatch of wire version 3; this process reads up to 2"),
         (["1", 3, "worker"], "wire version '1'"),
         ([1, 14, "worker"], "unknown message tag 14"),
         ([1, 0], "unknown message tag 0"),

@@ -69,6 +69,7 @@ class FakeMesh:
         self.workers = [WORKER]
         self.counts = wire.SchedulerCounts(0, None, [], {}, 0, 0, 0, 0)
         self.behaviour: Behaviour = answer
+        self.degraded: str | None = ""
         self.packs: list[Pairs] = []
         self.read = asyncio.Condition()
         self.streams = Streams(url)
@@ -102,7 +103,8 @@ class FakeMesh:
         started = self.clock.now_us()
         message = wire.Answers(
             "worker-1", "torch", "large", "slackfit", 93.5, sum(record.rows for record, _ in results),
-            started, started + 1_500, [wire.Answer(record.id, len(payload), error) for record, payload in results],
+            started, started + 1_500, 7, self.degraded, started - 500,
+            [wire.Answer(record.id, len(payload), error) for record, payload in results],
         )  # fmt: skip
         payload = b"".join(payload for _, payload in results)
         return Outgoing(keys.replies(self.model, gateway), wire.encode(message), payload)

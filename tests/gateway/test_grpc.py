@@ -150,6 +150,26 @@ async def test_rejections(address: str, mesh: FakeMesh) -> None:
             assert error.value.status() == f"StatusCode.{code}"
 
 
+async def test_query_is_named_beside_its_answer(address: str, mesh: FakeMesh) -> None:
+    """The trailing metadata of an answer, and of a rejection, has the id that ``superserve explain`` takes."""
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
+    parameters = {"slo_ms": service_pb2.InferParameter(int64_param=10_000)}
+    request = service_pb2.ModelInferRequest(
+        model_name=MODEL, inputs=[tensor], raw_input_contents=[image()], parameters=parameters
+    )
+    async with grpc.aio.insecure_channel(address) as channel:
+        infer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        call = infer(request)
+        reply = await call
+        told = dict(await call.trailing_metadata())
+        assert told["x-superserve-query-id"] == reply.parameters["query_id"].string_param
+        mesh.behaviour = reject("late")
+        with pytest.raises(grpc.aio.AioRpcError) as rejected:
+            await infer(request)
+        record, _ = (await mesh.until_read(2))[1]
+        assert dict(rejected.value.trailing_metadata())["x-superserve-query-id"] == f"{record.id:016x}"
+
+
 async def test_client_that_leaves(address: str, mesh: FakeMesh) -> None:
     """A call that is cancelled, or past its own deadline, is withdrawn: the gateway need not wait for it to drain.
 

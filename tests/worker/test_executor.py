@@ -53,7 +53,7 @@ class Bench:
             wire.WorkRecord("gateway", 0, wire.QueryRecord(i, 0, 0, i + 1, 0.0, 0, 0, 0, stored=False))
             for i in range(len(payloads))
         ]
-        batch = wire.WorkBatch(len(self.engine.calls), subnet, "slackfit", records)
+        batch = wire.WorkBatch(len(self.engine.calls), subnet, "slackfit", "", 0, records)
         views = [payload if isinstance(payload, str) else memoryview(payload) for payload in payloads]
         self.executor.submit(Job(b"1-1", batch, views))
 

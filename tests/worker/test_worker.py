@@ -46,7 +46,7 @@ async def test_batch_survives_a_failed_fetch_of_its_payloads(
     async with Peer(redis_url, model_folder.name) as peer, running(service):
         query = peer.record(stored=True)
         await peer.streams.put_payloads({keys.payload(peer.model, query.id): IMAGE})
-        batch = wire.WorkBatch(1, "small", "test", [wire.WorkRecord(peer.name, 0, query)])
+        batch = wire.WorkBatch(1, "small", "test", "", 0, [wire.WorkRecord(peer.name, 0, query)])
         await peer.streams.append(keys.work(peer.model, service.name), wire.encode(batch))
         await peer.collect([query.id])
         (answer,) = peer.answers[query.id]

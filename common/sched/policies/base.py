@@ -70,7 +70,9 @@ class View(NamedTuple):
 class Policy(Protocol):
     """Decides subnet and batch size. A frozen dataclass without state of its own, so that a view alone tests it.
 
-    One that needs an estimator of its own has a method `learner() -> Learner` besides, which the core calls once.
+    One that needs an estimator of its own has a method `learner() -> Learner` besides, which the core calls once. One
+    that never uses the most accurate subnets, whatever the slack, has `best(profile) -> str`, the best that it uses but
+    for queries that demand more: their answers say `cap`.
     """
 
     def cheapest(self, profile: Profile) -> str:
@@ -113,6 +115,12 @@ def learner_of(policy: Policy) -> Learner | None:
     make = getattr(policy, "learner", None)
     learner: Learner | None = make() if make else None
     return learner
+
+
+def best_of(policy: Policy, profile: Profile) -> int:
+    """Return the index of the most accurate subnet that a policy uses of itself; the profile's last if all are."""
+    find = getattr(policy, "best", None)
+    return profile.index(find(profile)) if find else len(profile.subnets) - 1
 
 
 def fitting_rows(profile: Profile, subnet: int, budget_us: float, quantile: Quantile) -> int:

@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from common.sched.policies.base import Learner, Policy, PolicyError, View, largest_batch, learner_of
+from common.sched.policies.base import Learner, Policy, PolicyError, View, best_of, largest_batch, learner_of
 from common.sched.profile import Profile, Quantile
 from common.sched.types import Choice
 
@@ -49,6 +49,10 @@ class Coarse:
     def cheapest(self, profile: Profile) -> str:
         """Return the cheapest subnet of the policy that decides."""
         return _inner(self.policy).cheapest(profile)
+
+    def best(self, profile: Profile) -> str:
+        """Return the best subnet of the policy that decides."""
+        return profile.subnets[best_of(_inner(self.policy), profile)].id
 
     def choose(self, view: View) -> Choice | None:
         """Return what the policy wants if there is time for it, else what the subnet that is loaded can do."""

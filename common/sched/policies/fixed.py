@@ -29,6 +29,10 @@ class Fixed(Fitting):
             raise PolicyError(f"fixed: no subnet {subnet!r} on {profile.device!r}; it has {', '.join(known)}")
         return subnet
 
+    def best(self, profile: Profile) -> str:
+        """Return the fixed subnet itself."""
+        return self.cheapest(profile)
+
     def choose(self, view: View) -> Choice | None:
         """Return the subnet with the largest batch that fits."""
         return self.serve(view, view.worker.cheapest)

@@ -32,6 +32,10 @@ class Infaas(Fitting):
             )
         return profile.subnets[index].id
 
+    def best(self, profile: Profile) -> str:
+        """Return the cheapest one: no slack buys a better."""
+        return self.cheapest(profile)
+
     def choose(self, view: View) -> Choice | None:
         """Return the largest batch that fits of the cheapest subnet that may serve the head."""
         return self.serve(view, view.worker.cheapest)
