@@ -13,7 +13,7 @@ from tests.e2e.pages import HTTP, ROOT, Block
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-LANGUAGES = {*pages.RUN, "text", "yaml", "lua", "js"}
+LANGUAGES = {*pages.RUN, "text", "json", "yaml", "lua", "js"}
 COMMAND = re.compile(r"^(\$ |\./|\.venv/|superserve |loadgen |curl |docker |kubectl |pip |export |scripts/)", re.M)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
