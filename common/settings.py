@@ -47,12 +47,14 @@ class ServiceSettings(BaseSettings):
         "redis://127.0.0.1:6379/0",
         description="URL of Redis or Valkey: redis://, unix://, redis+sentinel:// or redis+cluster://; rediss for TLS",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is logged, to stderr"
+    )
     log_json: bool | None = Field(None, description="log JSON lines; by default unless stderr is a terminal")
     grace_s: float = Field(
         10.0, gt=0, le=600, description="seconds to drain after SIGTERM before the process ends hard"
     )
-    metrics_host: str = Field("127.0.0.1", description="address on which metrics and health are served")
+    metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 in a container")
     metrics_port: int | None = Field(
         None,
         ge=0,
@@ -76,12 +78,14 @@ class GatewaySettings(ServiceSettings):
       superserve gateway --port 0 --grpc-port 8001 --metrics-port 9100
     """
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all of the machine")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one, which is printed")
     grpc_port: int = Field(0, ge=0, le=65535, description="port for the same protocol over gRPC; 0: none")
     reuse_port: bool = Field(False, description="share the port with other gateways of this machine (SO_REUSEPORT)")
     name: Name | None = Field(None, description="name of this gateway; by default made from host and process")
-    default_slo_ms: float = Field(100.0, gt=0, le=600_000, description="SLO of a query that states none")
+    default_slo_ms: float = Field(
+        100.0, gt=0, le=600_000, description="SLO of a query that states none, from its arrival here"
+    )
     max_slo_ms: float = Field(60_000.0, gt=0, le=600_000, description="longest SLO that a query may state")
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest request body, uncompressed; beyond it 413")
     max_queue: int = Field(4096, gt=0, description="queries in the mesh from this gateway at a time; beyond it 429")
@@ -118,8 +122,10 @@ class SchedulerSettings(ServiceSettings):
     reply_margin_ms: float = Field(
         3.0, ge=0, le=1_000, description="kept free of every slack for the way back from worker to client"
     )
-    max_in_flight: int = Field(2, ge=1, le=64, description="batches at one worker at a time, the running one included")
-    max_queue_rows: int = Field(100_000, gt=0, description="rows queued before further queries are rejected")
+    max_in_flight: int = Field(
+        2, ge=1, le=64, description="batches at one worker at a time, the running one included; 1: none ahead"
+    )
+    max_queue_rows: int = Field(100_000, gt=0, description="rows queued; a query beyond them is answered 429")
     worker_timeout_ms: float = Field(
         2_000.0, gt=0, description="silence after which a worker is lost and its queries are put back"
     )
@@ -160,7 +166,12 @@ class WorkerSettings(ServiceSettings):
         None, description="folder for measured profiles; by default the user's cache folder (XDG_CACHE_HOME)"
     )
     reprofile: bool = Field(False, description="measure the profile anew even if the cache has one")
-    heartbeat_ms: float = Field(250.0, gt=0, le=10_000, description="interval of heartbeats")
+    heartbeat_ms: float = Field(
+        250.0,
+        gt=0,
+        le=10_000,
+        description="interval of heartbeats; the scheduler's --worker-timeout-ms must be several of it",
+    )
 
 
 class UpSettings(ServiceSettings):
@@ -180,15 +191,25 @@ class UpSettings(ServiceSettings):
     workers: int = Field(1, ge=1, le=64, description="worker processes to start")
     gateways: int = Field(1, ge=1, le=16, description="gateway processes to start; more than one share the port")
     policy: str = Field(policies.DEFAULT, description="policy and its options, as in slackfit:buckets=16")
-    executor: Literal["torch", "emulated"] = Field("torch", description="how workers infer")
+    executor: Literal["torch", "emulated"] = Field(
+        "torch", description="torch computes; emulated workers sleep for the profile's latency instead"
+    )
     profile: str | None = Field(None, description="of every worker: name of a shipped profile, or a file")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="device of every worker")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of every worker")
-    host: str = Field("127.0.0.1", description="address the gateway listens on")
-    port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on; 0: any free one")
-    late: Literal["drop", "serve"] = Field("drop", description="what becomes of queries that are too late")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="of every worker: auto, cpu or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of every worker; auto measures which is fastest"
+    )
+    host: str = Field("127.0.0.1", description="address that gateways listen on")
+    port: int = Field(
+        8000, ge=0, le=65535, description="port that gateways listen on; 0: any free one, which is printed"
+    )
+    late: Literal["drop", "serve"] = Field(
+        "drop", description="of the scheduler: answer 504 at once when a deadline is out of reach, or serve it late"
+    )
     event_log: str | None = Field(None, description="append every event of the scheduler to this file")
-    start_timeout_s: float = Field(120.0, gt=0, description="how long the mesh may take to become ready")
+    start_timeout_s: float = Field(
+        120.0, gt=0, description="how long the mesh may take to become ready, a first profile included"
+    )
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="metrics port of the scheduler; workers, then gateways take those after it"
     )

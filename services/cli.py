@@ -76,6 +76,7 @@ def command(args: list[str]) -> int:
     name, flags = args[0], args[1:]
     try:
         if name in _TOOLS:
+            _import_from_here()
             return tool(name).run(flags)
         if name not in _COMMANDS:
             raise ConfigError(f"no command {name!r}; there are {', '.join([*_COMMANDS, *_TOOLS])}")
@@ -129,6 +130,11 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _import_from_here() -> None:
+    """Find policies and families of the user's own where the command is run."""
+    sys.path.append(str(Path.cwd()))
+
+
 # Imports stand inside the makers: a gateway must not load torch, nor a worker an HTTP server.
 
 
@@ -141,7 +147,7 @@ def _gateway(settings: GatewaySettings) -> Service:
 def _scheduler(settings: SchedulerSettings) -> Service:
     from services.scheduler.scheduler import SchedulerService
 
-    sys.path.append(str(Path.cwd()))  # a policy of the user's own lies where the command is run
+    _import_from_here()
     return SchedulerService(settings)
 
 
@@ -149,6 +155,7 @@ def _worker(settings: WorkerSettings) -> Service:
     from services.worker.start import build
     from services.worker.worker import Worker
 
+    _import_from_here()
     return Worker(settings, build(settings))
 
 

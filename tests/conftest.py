@@ -25,6 +25,11 @@ TENSORS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """A policy of one's own is held to the contract by ``tests/sched/test_contract.py``."""
+    parser.addoption("--policy", action="append", default=[], metavar="SPEC", help="module:Class, for test_contract.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def logging() -> None:
     """Log as a service would, so that a failed test shows what its services said."""

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.supernet.actuate import Elastic
-from common.supernet.families import FAMILIES
+from common.supernet.families import builder
 from common.supernet.measure import profile
 from common.supernet.operators import MissingStatisticsError
 from common.supernet.spec import Space, SpecError, TensorSpec
@@ -80,10 +80,12 @@ def save(
     that of the texts that latency is profiled with; tokenizer.json in the folder is the caller's. stored: the type of
     the weights in the file; they are read back as float32.
 
-    Raises: MissingStatisticsError when a subnet is not calibrated; ValueError when no family builds this supernet.
+    Raises: MissingStatisticsError when a subnet is not calibrated; ValueError when no family
+    builds this supernet.
     """
-    if model.origin is None or model.origin.family not in FAMILIES:
-        raise ValueError(f"only supernets of a family can be saved and read again: {', '.join(FAMILIES)}")
+    if model.origin is None:
+        raise ValueError("only supernets of a family can be saved and read again: set `origin`")
+    builder(model.origin.family)
     weights = {name: tensor.detach().to(stored).contiguous() for name, tensor in model.net.named_parameters()}
     statistics = _statistics(model, [subnet.id for subnet in subnets])
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,8 +199,6 @@ def _read_description(path: Path) -> tuple[Elastic, ModelSpec, Mapping[str, Any]
     """The untrained model, its spec, and for one that reads text its `tokens`, from supernet.json."""
     data = _read_json(path)
     family = _get(data, "family", str, path)
-    if family not in FAMILIES:
-        raise ArtifactError(f"{path}: family {family!r} is unknown here, which knows {', '.join(FAMILIES)}")
     try:
         spec = ModelSpec(
             name=_get(data, "name", str, path),
@@ -207,7 +207,7 @@ def _read_description(path: Path) -> tuple[Elastic, ModelSpec, Mapping[str, Any]
             labels=tuple(map(str, _get(data, "labels", list, path))),
         )
         space = Space.from_json(_get(data, "space", dict, path))
-        model = FAMILIES[family](_get(data, "architecture", dict, path), space)
+        model = builder(family)(_get(data, "architecture", dict, path), space)
     except SpecError as error:
         raise ArtifactError(f"{path}: {error}") from error
     reads_text = any(tensor.datatype == "BYTES" for tensor in spec.inputs)

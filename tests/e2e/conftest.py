@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +37,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def launch(*flags: str, cwd: Path | None = None) -> Iterator[Running]:
+def launch(*flags: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Running]:
     """``superserve up --port 0`` with these flags, run in a folder; ended by SIGTERM, and its exit code must be 0."""
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", "up", "--port", "0", *flags],
         stdout=subprocess.PIPE,
         cwd=cwd,
+        env={**os.environ, **(environment or {})},
         preexec_fn=die_with_parent,
     )
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The README's Python blocks do what they say."""
+"""The README's Python blocks do what they say; test_docs runs its shell blocks."""
 
 import json
 import re
@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import tritonclient.http as triton
 
+from tests.e2e import pages
 from tests.e2e.conftest import Running, launch
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return [block.code for block in pages.blocks(pages.ROOT / "README.md") if block.language == "python"]
 
 
 def test_python_block_runs_against_a_mesh(mesh: Running) -> None:

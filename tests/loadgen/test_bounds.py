@@ -23,7 +23,7 @@ from loadgen.report import met_slo
 from loadgen.simulate import Conditions, Simulation
 from loadgen.workload import Tenant, Workload
 from tests.sched.harness import BIG, PROFILE, SMALL, make_profile, query, slower
-from tests.sched.test_policies import SPECS
+from tests.sched.specs import SPECS
 
 SLOW = slower(PROFILE, 2)
 MS = 1_000

@@ -37,6 +37,9 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(spec=st.sampled_from(SPECS), late=st.sampled_from(LATE), cap=st.integers(1, 3))
     def start(self, spec: str, late: Literal["drop", "serve"], cap: int) -> None:
+        self.begin(spec, late, cap)
+
+    def begin(self, spec: str, late: Literal["drop", "serve"], cap: int) -> None:
         options = SchedulerOptions(late=late, max_in_flight=cap, max_queue_rows=60, ahead_floor_us=500)
         self.harness = Harness(spec, options)
         self.now_us = 0

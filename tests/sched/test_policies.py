@@ -1,111 +1,15 @@
-"""What every policy owes the core, what each one chooses, and how they are named."""
+"""What each policy chooses, and how they are named; what all of them owe the core is in test_contract."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.sched.policies import PolicyError, View, available, parse_policy, spec_of
-from common.sched.policies.base import learner_of
 from common.sched.profile import Profile, Subnet
 from common.sched.types import Choice
 from tests.sched.harness import BIG, PROFILE, SMALL, Harness, dispatched, make_profile, make_view, query
-
-# A spec for each registered policy, and further ones that take other paths.
-SPECS = {
-    "foresight": "foresight",
-    "slackfit": "slackfit:quantile=p95",
-    "maxbatch": "maxbatch",
-    "maxacc": "maxacc",
-    "fixed": "fixed:smallest",
-    "infaas": "infaas",
-    "coarse": "coarse:slackfit:quantile=p95",
-    "proteus": "proteus",
-    "brownout": "brownout",
-}
-MORE = [
-    "fixed:largest,late=drain",
-    "slackfit:buckets=1,quantile=p95",
-    "slackfit:buckets=500,empty=best,quantile=p95",
-    "slackfit:late=shrink,quantile=p95",
-    "infaas:70",
-    "coarse:brownout:late=shrink,quantile=median",
-    "proteus:period_s=30,late=drain",
-]
-ALL = [*SPECS.values(), *MORE]
-UNKNOWN = 2.5  # what foresight's margin assumes a batch to take over its median while none was seen
-
-
-def allowed_us(spec: str, profile: Profile, subnet: str, rows: int) -> float:
-    """What a policy allows a batch: the profile's p95, or its median with the margin that is learned."""
-    if spec.startswith("foresight"):
-        return profile.latency_us(subnet, rows) * UNKNOWN
-    return profile.latency_us(subnet, rows, "p95")
-
-
-def last_resort(spec: str, profile: Profile) -> str:
-    """The subnet below which a policy that has seen nothing lets the head go: a brownout's level is the top then."""
-    return profile.largest if "brownout" in spec else parse_policy(spec).cheapest(profile)
-
-
-latencies = st.lists(st.integers(1, 50_000), min_size=3, max_size=3).map(lambda us: tuple(sorted(us)))
-
-
-@st.composite
-def profiles(draw: st.DrawFn) -> Profile:
-    subnets = []
-    for i in range(draw(st.integers(1, 4))):
-        median, p95 = draw(latencies), draw(latencies)
-        subnets.append(Subnet(f"s{i}", 70.0 + i, median, p95))
-    return make_profile(*subnets)
-
-
-def test_every_registered_policy_is_under_contract() -> None:
-    """The contract below runs against each policy of the registry."""
-    assert set(SPECS) == set(available())
-
-
-@pytest.mark.parametrize("spec", ALL)
-@settings(max_examples=60, deadline=None)
-@given(
-    profile=profiles(),
-    slack_us=st.integers(-10_000, 200_000),
-    rows=st.lists(st.integers(1, 6), min_size=1, max_size=10),
-    demand=st.integers(0, 3),
-)
-def test_choice_is_legal(spec: str, profile: Profile, slack_us: int, rows: list[int], demand: int) -> None:
-    """A choice satisfies the head, holds it and is no larger than a batch; only a head without a safe way is let go."""
-    min_accuracy = profile.subnets[min(demand, len(profile.subnets) - 1)].accuracy
-    queries = [query(i, i, rows=n, min_accuracy=min_accuracy) for i, n in enumerate(rows)]
-    policy = parse_policy(spec)
-    view = make_view(profile, queries, slack_us, profile.index(policy.cheapest(profile)), learner_of(policy))
-    choice = policy.choose(view)
-    assert policy.choose(view) == choice
-    assert len(view.queue) == len(rows)
-    if choice is None:
-        resort = max(profile.index(last_resort(spec, profile)), view.worker.eligible(min_accuracy))
-        cheapest = profile.subnets[resort].id
-        assert allowed_us(spec, profile, cheapest, max(rows[0], min(sum(rows), profile.max_batch))) > slack_us
-        return
-    assert profile.accuracy(choice.subnet) >= min_accuracy
-    assert rows[0] <= choice.rows <= max(rows[0], profile.max_batch)
-
-
-@pytest.mark.parametrize("spec", ALL)
-@settings(max_examples=60, deadline=None)
-@given(profile=profiles(), slack_us=st.integers(1, 200_000), rows=st.integers(1, 6))
-def test_lone_query_is_served_in_time_if_the_cheapest_can(
-    spec: str, profile: Profile, slack_us: int, rows: int
-) -> None:
-    """With one query queued, the choice fits its slack, as the policy counts, whenever the cheapest subnet does."""
-    policy = parse_policy(spec)
-    cheapest = profile.index(policy.cheapest(profile))
-    choice = policy.choose(make_view(profile, [query(1, rows=rows)], slack_us, cheapest, learner_of(policy)))
-    if allowed_us(spec, profile, last_resort(spec, profile), rows) <= slack_us:
-        assert choice is not None
-        assert allowed_us(spec, profile, choice.subnet, rows) <= slack_us
+from tests.sched.specs import ALL
 
 
 @pytest.mark.parametrize(
@@ -284,6 +188,9 @@ def test_slackfit_is_quick_rather_than_let_go_what_will_probably_make_it() -> No
     assert policy.choose(hopeless) is None
 
 
+NO_POLICY = 2.5
+
+
 @dataclass(frozen=True)
 class Halves:
     """A user's policy: the smallest subnet, on a share of the largest batch."""
@@ -357,7 +264,7 @@ def test_spec_is_read_back(spec: str) -> None:
         (".mine:Mine", "policy: .mine:Mine: .*; expected one of"),
         ("tests.nowhere:Mine", "policy: tests.nowhere:Mine: No module named 'tests.nowhere'"),
         (f"{__name__}:Nobody", "has no 'Nobody'"),
-        (f"{__name__}:UNKNOWN", "expected a dataclass with cheapest and choose, got 2.5"),
+        (f"{__name__}:NO_POLICY", "expected a dataclass with cheapest and choose, got 2.5"),
         (f"{__name__}:Halves:share=much", "Halves: share: expected float, got 'much'"),
         (f"{__name__}:Halves:part=1", "Halves: unknown option 'part', expected one of share"),
         ("infaas:high", "infaas: accuracy: expected float, got 'high'"),

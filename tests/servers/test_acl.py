@@ -178,7 +178,7 @@ async def _led(server: Server, model: str) -> bool:
 async def test_passwords_are_changed_as_the_document_says(tmp_path: Path) -> None:
     """The commands of docs/redis.md give each user a password of its own, of which the file has the hash alone."""
     text = (ROOT / "docs" / "redis.md").read_text()
-    (block,) = re.findall(r"```\n(cp deploy/redis/users.acl .*?done\n)", text, re.DOTALL)
+    (block,) = re.findall(r"```sh\n(cp deploy/redis/users.acl .*?done\n)", text, re.DOTALL)
     block = block.replace("/etc/redis", str(tmp_path)).replace(">> passwords", f">> {tmp_path}/passwords")
     await asyncio.to_thread(subprocess.run, ["bash", "-euc", block], cwd=ROOT, check=True)
     passwords = dict(line.split() for line in (tmp_path / "passwords").read_text().splitlines())

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.supernet import artifact
-from common.supernet.actuate import Actuator
+from common.supernet.actuate import Actuator, Origin
 from common.supernet.artifact import ArtifactError, Notes
 from common.supernet.operators import MissingStatisticsError
 from common.supernet.spec import Control, Space, SpecError, TensorSpec
@@ -100,6 +100,32 @@ def test_files_are_readable_by_all(folder: Path) -> None:
     files = sorted(folder.iterdir())
     assert [path.name for path in files] == ["norms.safetensors", "pareto.json", "supernet.json", "weights.safetensors"]
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
+
+
+def test_family_of_ones_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may name a module that can be imported, if that says of itself that it is a family; what such a module
+    builds can be saved again."""
+    code = "from common.supernet import resnet\nfrom_json, FAMILY = resnet.from_json, 'own_family'\n"
+    (tmp_path / "own_family.py").write_text(code)
+    (tmp_path / "failing_family.py").write_text("raise OSError('no disk')")
+    monkeypatch.syspath_prepend(tmp_path)
+    edit(folder / "supernet.json", lambda d: d.update(family="own_family"))
+    parts = artifact.read(folder)
+    assert parts.model.origin is not None
+    parts.model.origin = Origin("own_family", parts.model.origin.architecture)
+    artifact.save(tmp_path / "again", parts.model, parts.spec, parts.subnets, NOTES)
+    assert artifact.load(tmp_path / "again").subnets == artifact.load(folder).subnets
+    for family, reason in (
+        ("json", "the module of that name has no from_json beside FAMILY = 'json'"),
+        ("no_such_family", "it is no module: ModuleNotFoundError: No module named 'no_such_family'"),
+        ("failing_family", "it is no module: OSError: no disk"),
+    ):
+        edit(folder / "supernet.json", lambda d, family=family: d.update(family=family))  # type: ignore[misc]
+        with pytest.raises(ArtifactError, match=f"family '{family}' is unknown here.*{reason}"):
+            artifact.load(folder)
+    parts.model.origin = Origin("json", {})
+    with pytest.raises(ValueError, match="family 'json' is unknown here"):
+        artifact.save(tmp_path / "refused", parts.model, parts.spec, parts.subnets, NOTES)
 
 
 @pytest.mark.parametrize("name", ["supernet.json", "weights.safetensors", "norms.safetensors", "pareto.json"])
