@@ -22,7 +22,9 @@ asks six questions, and each has its reason:
    a burst may fall into two windows, or be larger than the last. The smallest subnet has much room where the rate is
    high and steady, so this binds where it must: where workers sit in long batches between bursts.
 6. *Is the head worth it?* If the smallest subnet can run only a part of a batch for the head, and serving it would cost
-   those behind their deadlines, the head is let go: one is lost instead of many.
+   those behind their deadlines, the head is let go: one is lost instead of many. And if they cannot be met either way
+   since more arrives than the workers can run, heads are let go until a batch fills: part-filled batches would leave
+   every head less time than the one before, down to batches of one.
 
 docs/scheduling.md has its figures beside SlackFit's, and where it fails.
 """
@@ -101,19 +103,28 @@ class Foresight:
         if rows < head.rows:  # what is cheapest in full batches need not be quickest for these rows
             index = profile.index(worker.cheapest_for(head.min_accuracy, head.rows))
             rows = head.rows if table[index][head.rows] <= budget_us else 0
-        return self._part(view, index, rows, ahead or _Ahead(view, self, margin))
+        return self._short(view, index, rows, wanted, ahead or _Ahead(view, self, margin))
 
-    def _part(self, view: View, index: int, rows: int, ahead: _Ahead) -> Choice | None:
-        """The smallest subnet has no time for a full batch: run what it has time for, if those behind can bear it."""
+    def _short(self, view: View, index: int, rows: int, wanted: int, ahead: _Ahead) -> Choice | None:
+        """The smallest subnet has no time for a batch that fills: part of one, if those behind can bear it."""
         profile, head = view.profile, view.head
+        subnet = profile.subnets[index].id
+        slack_us = view.slack_us + view.start_us - max(view.now_us, view.worker.free_us)
+        expected_us = slack_us / view.worker.correction
         if rows < head.rows:  # not even the head, by what lately happened; by what is expected, perhaps
-            expected_us = profile.latency_us(profile.subnets[index].id, head.rows) * view.worker.correction
-            if expected_us > view.slack_us + view.start_us - max(view.now_us, view.worker.free_us):
+            if profile.latency_us(subnet, head.rows) > expected_us:
                 return None
             rows = head.rows
-        if ahead.saved(ahead.end_us(index, rows), rows, index) or not ahead.saved(view.start_us, 0, index):
-            return Choice(profile.subnets[index].id, rows)
-        return None
+        if ahead.saved(ahead.end_us(index, rows), rows, index):
+            return Choice(subnet, rows)
+        if ahead.saved(view.start_us, 0, index):
+            return None
+        if not ahead.overloaded(hull(profile, view.worker.cheapest)[0]):
+            return Choice(subnet, rows)
+        # More comes than can be met: batches that fill, by what was seen, meet most of it, and part-filled ones least.
+        safe_us = expected_us / view.residuals.quantile(self.target, prior=1.0)
+        rows = bisect_right(profile.latencies("median")[index], safe_us, 1, profile.max_batch + 1) - 1
+        return Choice(subnet, max(rows, head.rows)) if rows >= min(wanted, profile.max_batch) else None
 
 
 class _Ahead:
@@ -199,6 +210,12 @@ class _Ahead:
             if at_us < due_us:
                 missing -= (due_us - at_us) // (median_us * factor) * largest
         return missing <= 0.0 or not self._burst
+
+    def overloaded(self, smallest: int) -> bool:
+        """Whether rows arrive faster than all workers could run them with subnet `smallest`, in full batches."""
+        largest = self._view.profile.max_batch
+        per_us = sum([largest / (self._table[smallest][largest] * factor) for factor in self._factors])
+        return self._view.rate.per_s(self._view.now_us) > per_us * 1e6
 
     def _cut(self, rows: int) -> tuple[list[int], int, int]:
         """When batches behind the first `rows` rows are due, the earliest of them, and the rows of the largest."""
