@@ -34,7 +34,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from common import log
+from common import address, log
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Traces:
     def __init__(self, endpoint: str, ratio: float, gateway: str) -> None:
         url = urlsplit(endpoint)
         if url.scheme not in ("http", "https") or not url.netloc:
-            raise ConfigError(f"--otlp-endpoint={endpoint!r}: expected a URL as http://collector:4318")
+            raise ConfigError(f"--otlp-endpoint={address.shown(endpoint)!r}: expected a URL as http://collector:4318")
         _log_as_we_do()
         version = importlib.metadata.version("superserve-mesh")
         names = {"service.name": "superserve-gateway", "service.instance.id": gateway, "service.version": version}
