@@ -19,9 +19,11 @@ a batch with queries of two gateways is told by both, each its part, under the s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import random
+import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -103,9 +105,18 @@ class Traces:
         """Send what has not been sent, for a while."""
         for key in list(self._batches):
             self._end(key)
+        loop, sent = asyncio.get_running_loop(), asyncio.Event()
+
+        def send() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(sent.set)
+
+        # The end of the loop, hence of the process, would wait for a thread of the loop's own pool.
+        threading.Thread(target=send, name="last spans", daemon=True).start()
         try:
             async with asyncio.timeout(FLUSH_S):
-                await asyncio.to_thread(self._provider.shutdown)
+                await sent.wait()
         except TimeoutError:
             _log.warning("spans_left_behind", note="the receiver did not take them in time")
 
