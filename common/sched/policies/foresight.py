@@ -24,7 +24,8 @@ asks six questions, and each has its reason:
 6. *Is the head worth it?* If the smallest subnet can run only a part of a batch for the head, and serving it would cost
    those behind their deadlines, the head is let go: one is lost instead of many. And if they cannot be met either way
    since more arrives than the workers can run, heads are let go until a batch fills: part-filled batches would leave
-   every head less time than the one before, down to batches of one.
+   every head less time than the one before, down to batches of one. But for nothing that cannot follow nobody is let
+   go, and a worker that idles takes whom it would: estimates that let everybody go would never be corrected.
 
 docs/scheduling.md has its figures beside SlackFit's, and where it fails.
 """
