@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from math import exp
+from math import exp, inf
 
 _RATE_WINDOW_US = 100_000
 _WINDOW_US = 20_000
@@ -83,8 +83,10 @@ class Residuals:
         ratio = self._sorted[int(q * n)]
         return ratio if n >= _RESIDUALS_NEEDED else max(ratio, prior)
 
-    def margin(self, q: float) -> float:
+    def margin(self, q: float, below: float = inf) -> float:
         """Return the q-quantile of the ratios as a bound to plan with: among few, a rare one may be missing.
+
+        below: ratios beyond it do not count, and it is never exceeded.
 
         At least 2.5 for the first batch, and e times less above 1 with each 150 batches, until 512 are seen: a batch in
         a hundred that takes twice its time has not shown within 150 with a chance of 0.22, within 512 of 0.006. And
@@ -92,10 +94,15 @@ class Residuals:
         a batch beyond it is the loss of many queries at once: a third more above 1 is allowed for.
         """
         seen = len(self._sorted)
-        ratio = self.quantile(q, prior=1.0)
+        known = seen if below == inf else bisect_right(self._sorted, below)
+        ratio = self._sorted[int(q * known)] if known else 1.0
+        if seen < _RESIDUALS_NEEDED:
+            ratio = max(ratio, 1.0)
         if seen * (1.0 - q) < _TAIL_NEEDED:
             ratio += (ratio - 1.0) * _BEYOND_WORST
-        return ratio if seen >= _RESIDUALS_NEEDED else max(ratio, 1.0 + _UNSEEN * exp(-seen / _UNSEEN_BATCHES))
+        if seen < _RESIDUALS_NEEDED:
+            ratio = max(ratio, 1.0 + _UNSEEN * exp(-seen / _UNSEEN_BATCHES))
+        return min(ratio, below)
 
 
 class DispatchDelay:

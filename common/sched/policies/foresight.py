@@ -9,7 +9,8 @@ asks six questions, and each has its reason:
 2. *How long does a batch take?* Its median, times the worker's correction, times the `target` quantile of what batches
    lately took over what was predicted. If the residuals stay as they were, that share of the batches ends in time: so
    the quantile is the attainment target that the operator states. While few batches were seen a rare slow one may not
-   have shown yet, so the margin starts high and shrinks with what was seen (`Residuals.margin`).
+   have shown yet, so the margin starts high and shrinks with what was seen (`Residuals.margin`). A batch that took so
+   long that no plan which carries the load could have saved it is not planned for.
 3. *Does it fill?* Only a subnet that runs `fill` of the largest batch, or all that is queued, within the head's slack:
    part-filled batches of a large subnet waste the capacity that a burst needs.
 4. *What about those behind?* The batch is taken if the queue behind it, and the arrivals of the next `horizon_ms` at
@@ -80,7 +81,7 @@ class Foresight:
     def choose(self, view: View) -> Choice | None:
         """Return the most accurate choice that leaves those behind a way out, or the quickest there is."""
         profile, head, worker = view.profile, view.head, view.worker
-        margin = view.residuals.margin(self.target)
+        margin = _margin(view, self.target)
         budget_us = view.slack_us / (margin * worker.correction)
         ladder, table = hull(profile, worker.eligible(head.min_accuracy)), profile.latencies("median", head.rows)
         wanted = max(head.rows, min(view.queue.rows, max(1, round(self.fill * profile.max_batch))))
@@ -126,6 +127,7 @@ class Foresight:
             return Choice(subnet, rows)
         # More comes than can be met: batches that fill, by what was seen, meet most of it, and part-filled ones least.
         margin, medians_us = view.residuals.quantile(self.target, prior=1.0), profile.latencies("median")[index]
+        margin = min(margin, _margin(view, self.target))
         least = min(wanted, profile.max_batch)
         filling = bisect_right(medians_us, expected_us / margin, 1, profile.max_batch + 1) - 1
         if filling >= least:
@@ -236,6 +238,24 @@ class _Ahead:
         dues_us = [due_us - self._reply_us for due_us in dues_us] + coming_us
         found = self._behind[rows] = (dues_us, min(dues_us, default=0), max(packed, size))
         return found
+
+
+def _margin(view: View, target: float) -> float:
+    """Return what a batch is allowed to take over its prediction.
+
+    One that took so long that a full batch of the smallest subnet would have missed an SLO by it counts while the load
+    leaves room for that. Where it does not, no plan that carries the load would have saved that batch: after a hiccup
+    of the machine the margin is that of all others.
+    """
+    worker, head = view.worker, view.head
+    margin = view.residuals.margin(target)
+    largest = view.profile.max_batch
+    full_us = view.profile.latencies("median")[hull(view.profile, worker.cheapest)[0]][largest] * worker.correction
+    affordable = (head.deadline_us - head.arrival_us) / full_us
+    if margin <= affordable:
+        return margin
+    rows_per_s = len(view.workers) * largest / (full_us * margin) * 1e6
+    return margin if view.rate.per_s(view.now_us) <= rows_per_s else view.residuals.margin(target, max(1.0, affordable))
 
 
 def _idle_for(view: View, us: float) -> bool:
