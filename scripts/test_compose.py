@@ -99,7 +99,7 @@ class Stack:
             "REDIS_IMAGE": redis_image,
             "COMPOSE_ANSI": "never",
         }
-        self._compose = ("docker", "compose", "--project-name", project, "--env-file", str(env_file))
+        self._compose: Command = ("docker", "compose", "--project-name", project, "--env-file", str(env_file))
 
     def run(self, *arguments: str, timeout_s: float = WAIT_S) -> str:
         """Run a compose command and return what it prints; FailedError with its words if it fails."""

@@ -121,6 +121,13 @@ def test_torch_is_in_the_worker_alone() -> None:
     assert [name for name, text in stages.items() if "pyproject.toml worker" in text] == ["torch"]
 
 
+def test_offline_build_has_every_extra() -> None:
+    """What docs/operations.md downloads for a build without a network are the extras that the images are made with."""
+    used = {extra for line in re.findall(r"/wanted/pyproject\.toml([a-z ]*)>", DOCKERFILE) for extra in line.split()}
+    (downloaded,) = re.findall(r"/src/pyproject\.toml ([a-z ]+)\)", (ROOT / "docs/operations.md").read_text())
+    assert set(downloaded.split()) == used
+
+
 def test_every_variable_is_documented() -> None:
     """.env.example has each variable of compose.yaml and users.yaml, compose's own that adds users.yaml, and no other,
     with the default that compose.yaml gives it."""
