@@ -222,7 +222,7 @@ async def _admitted(server: Server, user: str, password: str) -> bool:
 def test_every_user_has_a_password_to_change() -> None:
     """Each user of the shipped file but the default one has the placeholder that the documentation names."""
     lines = USERS.read_text().splitlines()
-    assert lines[0] == "user default off"
+    assert lines[0] == "user default off ~* &* +@all"  # off, and without a password or `nopass`
     for line in lines[1:]:
         _, name, state, password, *_ = line.split()
         assert (state, password) == ("on", f">change-{name}")
