@@ -19,6 +19,7 @@ from common.sched import policies
 
 ENV_PREFIX = "SUPERSERVE_"
 REDIS_URL = "REDIS_URL"
+_URLS = ("redis", "otlp_endpoint")
 _DIFFER = (f"{ENV_PREFIX}NAME", f"{ENV_PREFIX}METRICS_PORT")
 _EPILOG = """\
 Every flag can be set by the environment: --log-level is SUPERSERVE_LOG_LEVEL; --redis is REDIS_URL as well.
@@ -63,11 +64,9 @@ class ServiceSettings(BaseSettings):
     )
 
     def shown(self) -> dict[str, Any]:
-        """Return every setting as it may be logged: passwords in the URL of Redis are left out."""
+        """Return every setting as it may be logged: passwords in URLs are left out."""
         settings = self.model_dump()
-        if settings["redis"] is not None:
-            settings["redis"] = address.shown(settings["redis"])
-        return settings
+        return settings | {name: address.shown(settings[name]) for name in _URLS if settings.get(name) is not None}
 
 
 class GatewaySettings(ServiceSettings):
@@ -130,7 +129,7 @@ class SchedulerSettings(ServiceSettings):
         2_000.0, gt=0, description="silence after which a worker is lost and its queries are put back"
     )
     event_log: str | None = Field(
-        None, description="append every event to this file; replaying it gives the same commands"
+        None, description="write every event to this file, begun anew at each start; a replay gives the same commands"
     )
 
 
@@ -206,7 +205,7 @@ class UpSettings(ServiceSettings):
     late: Literal["drop", "serve"] = Field(
         "drop", description="of the scheduler: answer 504 at once when a deadline is out of reach, or serve it late"
     )
-    event_log: str | None = Field(None, description="append every event of the scheduler to this file")
+    event_log: str | None = Field(None, description="write every event of the scheduler to this file, begun anew")
     start_timeout_s: float = Field(
         120.0, gt=0, description="how long the mesh may take to become ready, a first profile included"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from common import completion
+from common import completion, terminal
 from common.sched import policies
 from loadgen import spec
 from loadgen.errors import InputError, LoadgenError
@@ -155,7 +155,7 @@ def _show(reports: Sequence[Report], arguments: argparse.Namespace, names: Seque
         reports[0].save(arguments.out)
     if arguments.plot is not None:
         plot(reports, arguments.plot, names)
-    _console(stderr=to_stdout).print(render_table(reports, names))
+    terminal.console(stderr=to_stdout).print(render_table(reports, names))
     return 0
 
 
@@ -175,7 +175,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     stats = describe(merge(parts).intended_s, arguments.duration)
     if arguments.plot is not None:
         plot_trace(parts, stats, arguments.spec, arguments.plot)
-    _console().print(render_trace(parts, stats))
+    terminal.console().print(render_trace(parts, stats))
     return 0
 
 
@@ -187,7 +187,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     names = [path.stem for path in arguments.reports] if unnamed else heads
     if arguments.plot is not None:
         plot(reports, arguments.plot, names)
-    _console().print(render_table(reports, names))
+    terminal.console().print(render_table(reports, names))
     return 0
 
 
@@ -206,12 +206,6 @@ def _check_writable(key: str, path: Path | None) -> None:
     """Before a run, not after it: InputError when the folder of `path` is not there."""
     if path is not None and (not path.parent.is_dir() or path.is_dir()):
         raise InputError(key, path, "is a folder" if path.is_dir() else "its folder does not exist")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """A console wide enough for a table when its output goes to a file or a pipe."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -206,9 +206,9 @@ def _model(model: dict[str, Any]) -> list[Finding]:
 
 async def check_port(host: str, port: int) -> Finding:
     """Who listens where a gateway would?"""
-    check, place = f"port {port}", f"{host}:{port}"
+    check, place = f"port {port}", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             return Finding(check, "ok", f"{place} is free for a gateway")
     except OSError as error:
         problem = error.strerror or str(error)

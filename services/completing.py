@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common import completion
-from services.worker import terminal
+from common import completion, terminal
 
 if TYPE_CHECKING:
     import argparse

@@ -11,11 +11,12 @@ import orjson
 from rich.table import Table
 from rich.text import Text
 
+from common import terminal
 from common.errors import ConfigError
 from common.settings import GatewaySettings, WorkerSettings, load, redis_url
 from common.streams import Streams
 from services import checks
-from services.worker import library, terminal
+from services.worker import library
 from services.worker.checks import check_device, check_model
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--device", default=worker["device"].default, help="auto, cpu or cuda:N (%(default)s)")
     made.add_argument("--host", default=gateway["host"].default, help="where a gateway is to listen (%(default)s)")
-    made.add_argument("--port", type=int, default=gateway["port"].default, help="and its port (%(default)s)")
+    made.add_argument("--port", type=_port, default=gateway["port"].default, help="and its port (%(default)s)")
     made.add_argument("--json", action="store_true", help="print the findings as JSON")
     return made
 
@@ -79,6 +80,12 @@ async def _look(args: argparse.Namespace) -> list[Finding]:
     finally:
         await streams.close()
     return [*findings, await checks.check_port(args.host, args.port)]
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, got {text!r}")
+    return int(text)
 
 
 def _served_as(model: str | None) -> str | None:

@@ -15,12 +15,12 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from common import terminal
 from common.errors import ConfigError
 from common.sched.eventlog import EventLogError
 from common.sched.explain import UnknownQueryError, explain
 from common.sched.story import Adopted, Decision, Dispatched, Finished, PutBack, Read, Rejected, count, ms
 from common.settings import from_environment
-from services.worker import terminal
 
 if TYPE_CHECKING:
     import argparse
@@ -54,7 +54,6 @@ def run(flags: list[str]) -> int:
         raise ConfigError(f"ID={args.id!r}: expected up to 16 hexadecimal digits, as an answer's query_id has them")
     if args.event_log is None:
         raise ConfigError("--event-log: name the file that the scheduler writes with its own --event-log")
-    sys.path.append(str(Path.cwd()))  # a policy of the user's own lies where the command is run
     path = Path(args.event_log)
     try:
         story = explain(_lines(path), int(args.id, 16))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from common import terminal
 from common.sched.policies import available
-from services.worker import terminal
 
 if TYPE_CHECKING:
     import argparse

@@ -17,11 +17,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common import address, overview
+from common import address, overview, terminal
 from common.overview import Document
 from common.settings import redis_url
 from common.streams import Streams, StreamsError
-from services.worker import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -206,6 +206,24 @@ def test_port_of_somebody_else(doctor: Doctor) -> None:
     assert "in use" in findings[f"port {port}"]["found"]
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6 on this machine")
+def test_port_by_ipv6(doctor: Doctor) -> None:
+    """An IPv6 address is looked at as a gateway would listen there, and written as in a URL."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        _, findings = doctor("--host", "::1", "--port", str(port))
+    assert findings[f"port {port}"]["found"].startswith(f"[::1]:{port}: ")
+    assert "in use" in findings[f"port {port}"]["found"]
+
+
+def test_port_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """A number that is no port is wrong usage, and the message has it."""
+    with pytest.raises(SystemExit) as ended:
+        command(["doctor", "--port", "65536"])
+    assert ended.value.code == 2
+    assert "65536" in capsys.readouterr().err
+
+
 def test_too_few_files(url: str) -> None:
     """A process that may hold few files open is warned: each connection is one."""
     done = subprocess.run(

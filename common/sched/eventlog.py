@@ -14,8 +14,8 @@ from typing import Any, assert_never
 
 from common.sched.core import Scheduler
 from common.sched.options import SchedulerOptions
-from common.sched.policies import Policy, parse_policy, spec_of
-from common.sched.profile import Profile
+from common.sched.policies import Policy, PolicyError, parse_policy, spec_of
+from common.sched.profile import Profile, ProfileError
 from common.sched.types import (
     Arrived,
     Batch,
@@ -60,7 +60,15 @@ def replay(lines: Iterable[str]) -> Iterator[tuple[int, Event, list[Command]]]:
         return
     scheduler = fresh_scheduler(header)
     for now_us, event in events(lines):
-        yield now_us, event, scheduler.handle(event, now_us)
+        yield now_us, event, apply(scheduler, event, now_us)
+
+
+def apply(scheduler: Scheduler, event: Event, now_us: int) -> list[Command]:
+    """Apply an event of a log: a worker that was refused is in it too, changed nothing, and is refused again."""
+    try:
+        return scheduler.handle(event, now_us)
+    except (PolicyError, ProfileError):
+        return []
 
 
 def events(lines: Iterable[str]) -> Iterator[tuple[int, Event]]:

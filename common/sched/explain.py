@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from common.sched.core import Scheduler
-from common.sched.eventlog import EventLogError, events, read_header
+from common.sched.eventlog import EventLogError, apply, events, read_header
 from common.sched.options import SchedulerOptions
 from common.sched.policies import Policy, View, spec_of
 from common.sched.profile import Profile
@@ -91,7 +91,7 @@ class _Witness(Scheduler):
         self._decision, self._facts = None, ()
         if (step := self._meant(event, now_us)) is not None:
             self.steps.append(step)
-        for command in self.handle(event, now_us):
+        for command in apply(self, event, now_us):
             if self._waiting and self.query is not None:
                 self._note(command, self.query, now_us)
 
@@ -102,10 +102,10 @@ class _Witness(Scheduler):
             case Arrived(queries) if not self.knows(self._id):
                 if (query := self._among(queries)) is not None:
                     return self._read(query, queries, now_us)
-            case WorkerHello(worker, _, running) if not self.knows(self._id):
+            case WorkerHello(worker, _, running) if self._waiting or not self.knows(self._id):
                 for batch in running:
                     if (query := self._among(batch.queries)) is not None:
-                        self.query = query
+                        self.query, self._waiting = query, False
                         return Adopted(now_us, worker, batch.id, batch.subnet)
             case BatchDone(worker, batch_id, started_us, finished_us):
                 for batch in self._batches(worker):

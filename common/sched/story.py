@@ -64,7 +64,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """The query left in a batch. `decision` None: the policy was not asked, since the query was late already."""
+    """The query left in a batch. `decision` None: the policy was not asked, since its head was late already."""
 
     at_us: int
     worker: str
@@ -143,9 +143,11 @@ class Story:
 
 def why_taken(degraded: Degraded, decision: Decision | None, place: int) -> str:
     """Say in a sentence why a batch, in which our query has that place, ran what it ran."""
-    if decision is None or decision.choice is None:
-        return "No subnet could meet its deadline any more, so it left with the quickest for it (late=serve)."
     head = "it" if place == 1 else "the most urgent query of its batch"
+    if decision is None:
+        return f"No subnet could meet the deadline of {head} any more: the quickest was taken (late=serve)."
+    if decision.choice is None:
+        return f"The policy let {head} go: the quickest subnet was taken (late=serve)."
     whose = "Its own" if place == 1 else "The most urgent query's"
     taken = decision.choice.subnet
     accuracy = next(option.accuracy for option in decision.options if option.subnet == taken)

@@ -19,9 +19,11 @@ a batch with queries of two gateways is told by both, each its part, under the s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import random
+import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -34,7 +36,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from common import log
+from common import address, log
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Traces:
     def __init__(self, endpoint: str, ratio: float, gateway: str) -> None:
         url = urlsplit(endpoint)
         if url.scheme not in ("http", "https") or not url.netloc:
-            raise ConfigError(f"--otlp-endpoint={endpoint!r}: expected a URL as http://collector:4318")
+            raise ConfigError(f"--otlp-endpoint={address.shown(endpoint)!r}: expected a URL as http://collector:4318")
         _log_as_we_do()
         version = importlib.metadata.version("superserve-mesh")
         names = {"service.name": "superserve-gateway", "service.instance.id": gateway, "service.version": version}
@@ -103,9 +105,18 @@ class Traces:
         """Send what has not been sent, for a while."""
         for key in list(self._batches):
             self._end(key)
+        loop, sent = asyncio.get_running_loop(), asyncio.Event()
+
+        def send() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(sent.set)
+
+        # The end of the loop, hence of the process, would wait for a thread of the loop's own pool.
+        threading.Thread(target=send, name="last spans", daemon=True).start()
         try:
             async with asyncio.timeout(FLUSH_S):
-                await asyncio.to_thread(self._provider.shutdown)
+                await sent.wait()
         except TimeoutError:
             _log.warning("spans_left_behind", note="the receiver did not take them in time")
 

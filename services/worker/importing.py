@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import terminal
 from common.errors import ConfigError
-from services.worker import terminal
 from services.worker.datasets import FILES
 
 if TYPE_CHECKING:

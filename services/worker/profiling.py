@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from common import terminal
 from common.errors import ConfigError
-from services.worker import library, terminal
+from services.worker import library
 
 EPILOG = """\
 examples:

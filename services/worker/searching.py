@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from common import terminal
 from common.errors import ConfigError
-from services.worker import library, terminal
+from services.worker import library
 from services.worker.datasets import find_data
 
 if TYPE_CHECKING:

@@ -169,6 +169,12 @@ def test_password_is_not_shown(url: str, shown: str) -> None:
     assert gateway("--redis", url).shown()["redis"] == shown
 
 
+def test_password_of_the_receiver_of_traces_is_not_shown() -> None:
+    """What is logged of the OTLP endpoint lacks its password."""
+    shown = gateway("--otlp-endpoint", "http://me:secret@collector:4318").shown()
+    assert shown["otlp_endpoint"] == "http://me:***@collector:4318"
+
+
 def test_absent_redis_is_shown_as_absent() -> None:
     """`superserve up` without a URL logs that there is none."""
     assert load(UpSettings, [], "superserve up").shown()["redis"] is None

@@ -265,6 +265,16 @@ async def test_receiver_that_is_not_there(url: str, mesh: FakeMesh) -> None:
     assert {"tracing", "spans_left_behind"} & {line["event"] for line in log}
 
 
+async def test_receiver_that_never_answers(url: str, mesh: FakeMesh) -> None:
+    """It takes connections and says nothing: the last spans are left behind, and the gateway ends as it should."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        flags = ("--otlp-endpoint", endpoint, "--trace-ratio", "1", "--grace-s", "5")
+        async with gateway_that_logs(url, *flags) as (address, log), aiohttp.ClientSession() as session:
+            assert await infer(session, address, json.dumps(json_request()).encode()) == 200
+    assert "spans_left_behind" in {line["event"] for line in log}
+
+
 def test_endpoint_that_is_no_url() -> None:
     """A wrong endpoint is a wrong setting, and is named."""
     with pytest.raises(ConfigError, match="--otlp-endpoint='collector:4318': expected a URL"):

@@ -52,7 +52,11 @@ class Harness:
         """Apply an event and return the commands, the WakeAt included."""
         done = self._batch(event) if isinstance(event, BatchDone) else None
         self._log.append(event, now_us)
-        commands = self.scheduler.handle(event, now_us)
+        try:
+            commands = self.scheduler.handle(event, now_us)
+        except ValueError:
+            self.history.append([])
+            raise
         self.history.append(commands)
         self.scheduler.check()
         wakes = only(commands, WakeAt)

@@ -7,6 +7,7 @@ import pytest
 from common.sched import Batch, Scheduler, SchedulerOptions, parse_policy
 from common.sched.eventlog import EventLog, EventLogError, replay
 from common.sched.explain import UnknownQueryError, explain
+from common.sched.policies import PolicyError
 from common.sched.story import Adopted, Dispatched, Finished, PutBack, Read, Rejected, Step, Story
 from common.sched.types import BatchDone, Dispatch, Reject, Tick, WorkerHello, WorkerLost
 from loadgen.simulate import Conditions, Simulation
@@ -199,6 +200,27 @@ def test_query_of_the_scheduler_before(start: Start) -> None:
         Adopted(500, "w", 7, "small"),
         Finished(10_000, "w", 7, 0, 10_000, spare_us=990_000),
     )
+
+
+def test_query_that_waited_and_was_found_running(start: Start) -> None:
+    """A query read anew after a restart, and then found in a batch of the scheduler before, waits no more."""
+    core = start()
+    core.arrive(query(1))
+    running = Batch(7, "w", "small", (query(1),))
+    core.send(WorkerHello("w", PROFILE, (running,)), 500)
+    core.finish(running, 0, 10_000)
+    assert kinds(story(core, 1)) == [Read, Adopted, Finished]
+
+
+def test_worker_that_was_refused(start: Start) -> None:
+    """A log has the hello of a worker that the policy cannot use: it is refused again, and the log goes on."""
+    core = start("fixed:subnet=none")
+    with pytest.raises(PolicyError):
+        core.hello()
+    core.arrive(query(1, 50_000))
+    core.send(Tick(), 50_000)
+    assert kinds(story(core, 1)) == [Read, Rejected]
+    assert [commands for _, event, commands in replay(core._lines) if isinstance(event, WorkerHello)] == [[]]
 
 
 def test_unknown_query(start: Start) -> None:

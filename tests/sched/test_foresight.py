@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.sched.core import Scheduler
+from common.sched.options import SchedulerOptions
 from common.sched.policies import View, parse_policy
 from common.sched.policies.foresight import Foresight, _Ahead, hull
 from common.sched.profile import Subnet
 from common.sched.queue import EdfQueue
-from common.sched.types import Choice, Query
+from common.sched.types import Arrived, Batch, BatchDone, Choice, Query, WorkerHello
 from common.sched.worker import Worker
 from loadgen.evaluation.experiments import MIXED
 from loadgen.profiles import load_profile
@@ -26,7 +27,7 @@ from loadgen.report import attained, met_slo
 from loadgen.simulate import Conditions, simulate
 from loadgen.traces import make_arrivals
 from loadgen.workload import Tenant, Workload, make_workload
-from tests.sched.harness import PROFILE, SMALL, make_profile, make_view, query
+from tests.sched.harness import PROFILE, SMALL, dispatched, make_profile, make_view, query
 
 REAL = load_profile("rtx2080ti-reconstructed")
 POLICY = parse_policy("foresight")
@@ -150,6 +151,29 @@ def test_a_head_that_would_cost_others_is_let_go() -> None:
     assert choice(*[15_999] * 4) == Choice("small", 1)  # lost either way
     assert choice(*[15_999] * 4, rows_per_s=240) == Choice("small", 1)  # four rows take 16 ms: 250 a second
     assert choice(*[15_999] * 4, rows_per_s=260) is None
+
+
+@pytest.mark.parametrize("ratio", [9.0, 300.0])
+def test_a_hiccup_is_outlived(ratio: float) -> None:
+    """Batches that took many times their time, for a while, end no service: it is as before when all is as before.
+
+    A query every 10 ms on one worker, which can run 250 a second.
+    """
+    scheduler = Scheduler(POLICY, SchedulerOptions(max_in_flight=1))
+    scheduler.handle(WorkerHello("w", PROFILE), 0)
+    running: list[tuple[int, int, Batch]] = []
+    met: set[int] = set()
+    for number in range(6_000):
+        now_us = number * 10_000
+        commands = list(scheduler.handle(Arrived((query(number, now_us + 60_000, now_us),)), now_us))
+        while running and running[0][1] <= now_us:
+            started_us, ended_us, batch = running.pop()
+            met |= {item.id for item in batch.queries if item.deadline_us >= ended_us}
+            commands += scheduler.handle(BatchDone("w", batch.id, started_us, ended_us), now_us)
+        for batch in dispatched(commands):
+            took_us = round(PROFILE.latency_us(batch.subnet, batch.rows) * (ratio if 1_000 <= number < 1_020 else 1.0))
+            running.append((now_us, now_us + took_us, batch))
+    assert set(range(5_000, 5_900)) <= met
 
 
 def test_a_head_with_a_slim_chance_is_served() -> None:

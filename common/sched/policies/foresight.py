@@ -24,7 +24,8 @@ asks six questions, and each has its reason:
 6. *Is the head worth it?* If the smallest subnet can run only a part of a batch for the head, and serving it would cost
    those behind their deadlines, the head is let go: one is lost instead of many. And if they cannot be met either way
    since more arrives than the workers can run, heads are let go until a batch fills: part-filled batches would leave
-   every head less time than the one before, down to batches of one.
+   every head less time than the one before, down to batches of one. But for nothing that cannot follow nobody is let
+   go, and a worker that idles takes whom it would: estimates that let everybody go would never be corrected.
 
 docs/scheduling.md has its figures beside SlackFit's, and where it fails.
 """
@@ -107,12 +108,14 @@ class Foresight:
 
     def _short(self, view: View, index: int, rows: int, wanted: int, ahead: _Ahead) -> Choice | None:
         """The smallest subnet has no time for a batch that fills: part of one, if those behind can bear it."""
-        profile, head = view.profile, view.head
+        profile, head, worker = view.profile, view.head, view.worker
         subnet = profile.subnets[index].id
-        slack_us = view.slack_us + view.start_us - max(view.now_us, view.worker.free_us)
-        expected_us = slack_us / view.worker.correction
+        slack_us = view.slack_us + view.start_us - max(view.now_us, worker.free_us)
+        expected_us = slack_us / worker.correction
         if rows < head.rows:  # not even the head, by what lately happened; by what is expected, perhaps
-            if profile.latency_us(subnet, head.rows) > expected_us:
+            alone_us = profile.latency_us(subnet, head.rows)
+            # A correction that lets everybody go would never be corrected: who has nothing else to do tries.
+            if alone_us > expected_us and not _idle_for(view, alone_us * worker.correction):
                 return None
             rows = head.rows
         if ahead.saved(ahead.end_us(index, rows), rows, index):
@@ -122,9 +125,18 @@ class Foresight:
         if not ahead.overloaded(hull(profile, view.worker.cheapest)[0]):
             return Choice(subnet, rows)
         # More comes than can be met: batches that fill, by what was seen, meet most of it, and part-filled ones least.
-        safe_us = expected_us / view.residuals.quantile(self.target, prior=1.0)
-        rows = bisect_right(profile.latencies("median")[index], safe_us, 1, profile.max_batch + 1) - 1
-        return Choice(subnet, max(rows, head.rows)) if rows >= min(wanted, profile.max_batch) else None
+        margin, medians_us = view.residuals.quantile(self.target, prior=1.0), profile.latencies("median")[index]
+        least = min(wanted, profile.max_batch)
+        filling = bisect_right(medians_us, expected_us / margin, 1, profile.max_batch + 1) - 1
+        if filling >= least:
+            return Choice(subnet, max(filling, head.rows))
+        # If none of them could have such a batch even when it had just come, letting heads go would serve nobody.
+        slo_us = max(query.deadline_us - query.arrival_us for query in view.queue.first(_LIKE))
+        fresh_us = (slack_us - (head.deadline_us - view.now_us) + slo_us) / worker.correction
+        needed_us = medians_us[least] * margin
+        if needed_us > fresh_us or _idle_for(view, needed_us * worker.correction):
+            return Choice(subnet, rows)
+        return None
 
 
 class _Ahead:
@@ -224,6 +236,11 @@ class _Ahead:
         dues_us = [due_us - self._reply_us for due_us in dues_us] + coming_us
         found = self._behind[rows] = (dues_us, min(dues_us, default=0), max(packed, size))
         return found
+
+
+def _idle_for(view: View, us: float) -> bool:
+    """Whether the worker to fill has had nothing to do for longer than that."""
+    return not view.worker.batches and view.now_us - view.worker.free_us > us
 
 
 @lru_cache(maxsize=256)

@@ -94,7 +94,7 @@ export class Ask {
   picture(file) {
     if (!KINDS.includes(file.type))
       return this.fail(`${file.name || "This"} is ${file.type || "of no known type"}: PNG or JPEG, please.`);
-    return this.send(file, file.type, URL.createObjectURL(file));
+    return this.send(file, file.type, file);
   }
 
   fail(message) {
@@ -147,7 +147,11 @@ function told(answer, model, picture) {
   const fact = (name, ...value) => [element("dt", { textContent: name }), element("dd", {}, ...value)];
   const label = parameters.label_name ?? JSON.stringify(answer.outputs[0]?.data?.slice(0, 4) ?? []);
   const head = element("div", { className: "said" }, element("strong", { textContent: label }));
-  if (picture) head.prepend(element("img", { src: picture, alt: "The picture sent", width: 64, height: 64 }));
+  if (picture) {
+    const src = URL.createObjectURL(picture);
+    const onload = () => URL.revokeObjectURL(src); // shown is kept, the file behind it is not
+    head.prepend(element("img", { src, onload, alt: "The picture sent", width: 64, height: 64 }));
+  }
   return element(
     "div",
     { className: "answer" },

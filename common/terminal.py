@@ -1,4 +1,4 @@
-"""What the long commands of a worker's machine share: progress bars, and how their flags are read."""
+"""What commands of a terminal share: parsers, consoles and progress bars, and how their flags are read."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """A console wide enough for a table when its output goes to a file or a pipe."""
-    usual = Console(highlight=False)
-    return usual if usual.is_terminal else Console(highlight=False, width=160)
+    usual = Console(stderr=stderr, highlight=False)
+    return usual if usual.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
 @contextmanager
