@@ -53,7 +53,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY common common
 COPY services services
 COPY loadgen loadgen
-RUN /opt/venv/bin/pip install --no-index --no-deps --no-build-isolation --target /opt/superserve .
+# The commands name the builder's Python, which stays behind.
+RUN /opt/venv/bin/pip install --no-index --no-deps --no-build-isolation --target /opt/superserve . \
+    && sed -i '1s|^#!.*|#!/usr/bin/env python3|' /opt/superserve/bin/*
 
 FROM ${PYTHON_IMAGE} AS runtime
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin superserve

@@ -14,12 +14,14 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,8 @@ SETTLED = 100  # queries that a load has sent before something is killed
 MOST_KILLED, MOST_AWAY = 0.1, 0.5
 SERVICES = {"redis": 1, "scheduler": 1, "worker": 1, "gateway": 1, "entry": 1}
 SCALED = {**SERVICES, "worker": 3, "gateway": 2}
-DRAINED = ("gateway", "scheduler", "worker", "redis", "entry")  # all of them end with 0 when told to
+USERS = "deploy/compose/users.yaml"
+PASSWORDS = ("REDIS_PASSWORD", *(f"REDIS_PASSWORD_{user}" for user in ("GATEWAY", "SCHEDULER", "WORKER", "DOCTOR")))
 
 Command = tuple[str, ...]
 
@@ -88,6 +91,7 @@ class Stack:
 
     def __init__(self, project: str, port: int, env_file: Path, redis_image: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self.redis_user = "default"
         self._environment = {
             **os.environ,
             "PUBLISH": f"127.0.0.1:{port}",
@@ -95,7 +99,7 @@ class Stack:
             "REDIS_IMAGE": redis_image,
             "COMPOSE_ANSI": "never",
         }
-        self._compose = ("docker", "compose", "--project-name", project, "--env-file", str(env_file))
+        self._compose: Command = ("docker", "compose", "--project-name", project, "--env-file", str(env_file))
 
     def run(self, *arguments: str, timeout_s: float = WAIT_S) -> str:
         """Run a compose command and return what it prints; FailedError with its words if it fails."""
@@ -121,10 +125,16 @@ class Stack:
             text=True,
         )
 
-    def up(self, scale: dict[str, int]) -> None:
+    def use_users(self) -> None:
+        """From the next `up` on each service has its own user of Redis."""
+        self._environment |= {name: secrets.token_hex(24) for name in PASSWORDS}
+        self._compose = (*self._compose, "--file", "compose.yaml", "--file", USERS)
+        self.redis_user = "admin"
+
+    def up(self, scale: dict[str, int], *flags: str) -> None:
         """Have so many containers of each service, all of them healthy."""
-        flags = [f"--scale={service}={count}" for service, count in scale.items()]
-        self.run("up", "--detach", "--wait", "--no-build", "--no-recreate", *flags, timeout_s=UP_S)
+        scales = [f"--scale={service}={count}" for service, count in scale.items()]
+        self.run("up", "--detach", "--wait", "--no-build", *flags, *scales, timeout_s=UP_S)
         self.wait(lambda: self.healthy() == scale, f"healthy: {scale}")
 
     def containers(self) -> list[dict[str, Any]]:
@@ -171,6 +181,16 @@ class Stack:
             if process.poll() is None:
                 process.kill()
             process.communicate()
+
+    def cli(self, *arguments: str) -> str:
+        """Run a command of `superserve` in a container of its own and return what it prints."""
+        return self.run("run", "--rm", "--no-deps", "-T", "cli", *arguments)
+
+    def fetch(self, path: str) -> str:
+        """Get a path from the host and return its text; an OSError unless it is 200."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=WAIT_S) as answer:  # noqa: S310 - of this stack
+            text: str = answer.read().decode(errors="replace")
+            return text
 
     def infer(self, png: Path) -> dict[str, Any]:
         """Post an image from the host by curl and return the answer; FailedError unless it is 200."""
@@ -225,7 +245,7 @@ def main(arguments: argparse.Namespace) -> int:
         stack = Stack(f"superserve-test-{os.getpid()}", free_port(), env_file, redis_image())
         try:
             run(stack, folder)
-        except (FailedError, subprocess.SubprocessError) as error:
+        except (FailedError, OSError, subprocess.SubprocessError) as error:
             print(f"\n{stack.logs()}\nfailed: {error}", file=sys.stderr, flush=True)
             if not arguments.keep:
                 stack.down()
@@ -249,8 +269,10 @@ def run(stack: Stack, folder: Path) -> None:
     say(f"{IMAGES} images from the host")
     check_answers(stack, pngs)
     check_grpc(stack)
+    check_page(stack)
+    check_tools(stack, workers=1)
     say("scaling to three workers and two gateways")
-    stack.up(SCALED)
+    stack.up(SCALED, "--no-recreate")
     stack.wait(lambda: stack.workers() == 3, "three workers at the scheduler")
     check_gateways(stack, pngs[0][0])
     say("killing a worker under load")
@@ -272,6 +294,14 @@ def run(stack: Stack, folder: Path) -> None:
         load.check(MOST_AWAY)
     check_recovered(stack)
     check_answers(stack, pngs)
+    say("a user of Redis for each service")
+    stack.use_users()
+    stack.up(SCALED)
+    stack.wait(lambda: stack.workers() == 3, "three workers at the scheduler")
+    check_hardened(stack)
+    check_answers(stack, pngs)
+    check_tools(stack, workers=3)
+    check_users(stack)
     say("down")
     stack.run("stop", timeout_s=UP_S)
     check_drained(stack)
@@ -309,6 +339,39 @@ def check_grpc(stack: Stack) -> None:
     if (shape := answer.as_numpy("label").shape) != (1,):
         raise FailedError(f"by gRPC the label of one image has shape {shape}")
     say("  one by gRPC")
+
+
+def check_page(stack: Stack) -> None:
+    """The gateway's image has the live page and each file that it names, and what traces are sent by."""
+    names = set(re.findall(r'(?:src|href)="(page/[^"]+)"', stack.fetch("/")))
+    if not {"page/main.js", "page/page.css"} <= names:
+        raise FailedError(f"the live page names {sorted(names)}")
+    sizes = {name: len(stack.fetch(f"/{name}")) for name in names}
+    if empty := [name for name, size in sizes.items() if not size]:
+        raise FailedError(f"the live page's files {empty} are empty")
+    stack.run("exec", "-T", "gateway", "python", "-c", "import services.gateway.tracing")
+    say(f"  the live page and {len(names)} files of it")
+
+
+def check_tools(stack: Stack, workers: int) -> None:
+    """`superserve status` has the model with so many workers, and `superserve doctor` finds nothing that fails."""
+    (model,) = json.loads(stack.cli("status", "--json"))["models"]
+    living = [worker["name"] for worker in model["workers"] if worker["state"] in ("idle", "busy")]
+    if (model["name"], model["ready"], len(living)) != (MODEL, True, workers):
+        raise FailedError(f"superserve status: {model}")
+    say(f"  superserve doctor: {stack.cli('doctor').splitlines()[-1]}")
+
+
+def check_users(stack: Stack) -> None:
+    """Redis has the users of this stack alone, has refused them nothing, and has kept its data."""
+    users = redis_cli(stack, "ACL", "USERS").split()
+    if set(users) != {"default", "admin", "gateway", "scheduler", "worker", "doctor"}:
+        raise FailedError(f"Redis has the users {users}")
+    if refused := redis_cli(stack, "ACL", "LOG"):
+        raise FailedError(f"Redis refused what its users asked for:\n{refused}")
+    if redis_cli(stack, "GET", "kept") != "yes":
+        raise FailedError("Redis came back with users and without its data")
+    say(f"  users {', '.join(sorted(users))}; nothing was refused")
 
 
 def check_gateways(stack: Stack, png: Path) -> None:
@@ -374,8 +437,8 @@ def check_drained(stack: Stack) -> None:
 
 def redis_cli(stack: Stack, *command: str) -> str:
     """Run a command of Redis in its container and return the answer."""
-    script = 'REDISCLI_AUTH="$REDIS_PASSWORD" VALKEYCLI_AUTH="$REDIS_PASSWORD" valkey-cli "$@"'
-    return stack.run("exec", "-T", "redis", "sh", "-c", script, "sh", *command).strip()
+    script = 'REDISCLI_AUTH="$REDIS_PASSWORD" VALKEYCLI_AUTH="$REDIS_PASSWORD" valkey-cli --user "$@"'
+    return stack.run("exec", "-T", "redis", "sh", "-c", script, "sh", stack.redis_user, *command).strip()
 
 
 def write_samples(folder: Path) -> list[tuple[Path, int]]:

@@ -17,11 +17,14 @@ from common.settings import GatewaySettings, SchedulerSettings, ServiceSettings,
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+USERS_FILE = ROOT / "deploy/compose/users.yaml"
+USERS: dict[str, dict[str, Any]] = yaml.safe_load(USERS_FILE.read_text())["services"]
 BUILT = {"gateway", "scheduler", "worker", "loadgen", "entry", "redis"}
-ONE_OFF = {"loadgen"}
+ONE_OFF = {"loadgen", "cli"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EXAMPLE = dict(re.findall(r"^#?([A-Z_]+)=(\S*)", (ROOT / ".env.example").read_text(), re.MULTILINE))
 DEFAULTED = re.compile(r"\$\{([A-Z_]+)(?::-([^${}]*))?")
+USER_IN_URL = re.compile(r"redis://(\w+):\$\{(\w+):\?\}@redis:6379/0")
 
 
 def engine() -> bool:
@@ -118,13 +121,23 @@ def test_torch_is_in_the_worker_alone() -> None:
     assert [name for name, text in stages.items() if "pyproject.toml worker" in text] == ["torch"]
 
 
+def test_offline_build_has_every_extra() -> None:
+    """What docs/operations.md downloads for a build without a network are the extras that the images are made with."""
+    used = {extra for line in re.findall(r"/wanted/pyproject\.toml([a-z ]*)>", DOCKERFILE) for extra in line.split()}
+    (downloaded,) = re.findall(r"/src/pyproject\.toml ([a-z ]+)\)", (ROOT / "docs/operations.md").read_text())
+    assert set(downloaded.split()) == used
+
+
 def test_every_variable_is_documented() -> None:
-    """.env.example has each variable of compose.yaml and no other, with the default that compose.yaml gives it."""
+    """.env.example has each variable of compose.yaml and users.yaml, compose's own that adds users.yaml, and no other,
+    with the default that compose.yaml gives it."""
     used = dict(DEFAULTED.findall((ROOT / "compose.yaml").read_text()))
+    of_users = dict(DEFAULTED.findall(USERS_FILE.read_text()))
     passed = {
         key for service in SERVICES.values() for key, value in service.get("environment", {}).items() if value is None
     }
-    assert EXAMPLE.keys() == used.keys() | passed
+    assert EXAMPLE.keys() == used.keys() | of_users.keys() | passed | {"COMPOSE_FILE"}
+    assert EXAMPLE["COMPOSE_FILE"] == f"compose.yaml:{USERS_FILE.relative_to(ROOT)}"
     for name, default in used.items():
         if not name.startswith("PIP_") and name != "ENTRY_IMAGE":  # empty, and another variable
             assert EXAMPLE[name] == default, name
@@ -141,6 +154,21 @@ def test_settings_exist() -> None:
     for name, kind in kinds.items():
         given = {key.removeprefix("SUPERSERVE_").lower() for key in SERVICES[name]["environment"] if "REDIS" not in key}
         assert given <= kind.model_fields.keys()
+
+
+def test_every_user_has_its_password() -> None:
+    """With users.yaml whoever gets a URL of Redis gets that of its own user, by the password that Redis is told."""
+    given = {name for name, service in SERVICES.items() if "REDIS_URL" in service.get("environment", {})}
+    assert given == USERS.keys() - {"redis"}
+    told = USERS["redis"]["environment"]
+    for name in given:
+        matched = USER_IN_URL.fullmatch(USERS[name]["environment"]["REDIS_URL"])
+        assert matched is not None, name
+        user, variable = matched.groups()
+        assert user == {"cli": "doctor", "worker-gpu": "worker"}.get(name, name)
+        assert variable == f"REDIS_PASSWORD_{user.upper()}"
+        assert told[variable] == f"${{{variable}:?}}"
+        assert variable in (ROOT / "deploy/compose/redis-start").read_text()
 
 
 def test_requirements_follow_pyproject() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import pytest
 import redis
 
 from common import keys
+from common.embedded import find_server
 from common.streams import Outgoing, Streams, StreamsError
 from services.checks import check_redis
 from services.mesh import Mesh
 from tests.common.processes import command_line
 from tests.mesh.peer import until
 from tests.servers.conftest import MeshOf
-from tests.servers.servers import ROOT, USERS, Server, started, url
+from tests.servers.servers import ROOT, USERS, Server, started, tls_server, url
 
 MODEL = "some-model"
 SERVICES = ("gateway", "scheduler", "worker", "monitor", "doctor")
@@ -159,6 +160,24 @@ async def test_without_a_user_nothing_is_possible(server: Server) -> None:
         await streams.close()
 
 
+@pytest.mark.parametrize("find", [find_server, tls_server], ids=["embedded", "debian"])
+async def test_restart_keeps_transactions(find: Callable[[], Path | None], tmp_path: Path) -> None:
+    """What was written in a transaction is read back from the append-only file: older servers do so as the default
+    user, which is off."""
+    if (program := find()) is None:
+        pytest.skip("no other server is here")
+    with started([Server(tmp_path / "server", program=program)]) as (server,):
+        await server.ready()
+        with server.client() as client:
+            client.pipeline(transaction=True).set("kept", "yes").xadd("stream", {"h": "x"}).execute()
+        server.kill()
+        server.start()
+        await server.ready()
+        assert server.ask("GET", "kept") == b"yes"
+        assert server.ask("XLEN", "stream") == 1
+        assert server.ask("ACL", "LOG") == []
+
+
 async def test_password_is_in_no_command_line(server: Server, model_folder: Path) -> None:
     """Services that `superserve up` starts get the URL where only their user can read it, and reach Redis by it."""
     await server.ready()
@@ -203,7 +222,7 @@ async def _admitted(server: Server, user: str, password: str) -> bool:
 def test_every_user_has_a_password_to_change() -> None:
     """Each user of the shipped file but the default one has the placeholder that the documentation names."""
     lines = USERS.read_text().splitlines()
-    assert lines[0] == "user default off"
+    assert lines[0] == "user default off ~* &* +@all"  # off, and without a password or `nopass`
     for line in lines[1:]:
         _, name, state, password, *_ = line.split()
         assert (state, password) == ("on", f">change-{name}")
