@@ -8,6 +8,8 @@ process at start with exit code 2 and a line that names key and value.
 import argparse
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError
@@ -222,16 +224,29 @@ def load(kind: type[Settings], args: list[str], program: str) -> Settings:
 
     ``program`` is the command as ``--help`` shows it; that flag prints and ends the process.
     """
-    if url := os.environ.get(REDIS_URL):
-        os.environ.setdefault(f"{ENV_PREFIX}REDIS", url)
     source = _source(kind, program)
     try:
-        return CliApp.run(kind, cli_args=args, cli_settings_source=source)
+        with _redis_url_understood():
+            return CliApp.run(kind, cli_args=args, cli_settings_source=source)
     except ValidationError as error:
         problems = [f"{_flag(kind, e['loc'])}={e['input']!r}: {e['msg']}" for e in error.errors()]
         raise ConfigError("; ".join(problems)) from error
     except SettingsError as error:
         raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error
+
+
+@contextmanager
+def _redis_url_understood() -> Iterator[None]:
+    """Let ``REDIS_URL`` stand for the prefixed variable meanwhile, if that is not set."""
+    name, url = f"{ENV_PREFIX}REDIS", os.environ.get(REDIS_URL)
+    if not url or name in os.environ:
+        yield
+        return
+    os.environ[name] = url
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def flags_of(kind: type[ServiceSettings], program: str) -> argparse.ArgumentParser:

@@ -50,10 +50,12 @@ def test_flag_over_environment_over_default(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_redis_url_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``REDIS_URL`` sets --redis, and a flag still wins."""
+    """``REDIS_URL`` sets --redis, a flag still wins, and the environment stays as it was."""
     monkeypatch.setenv("REDIS_URL", "redis://one:1/0")
+    before = dict(os.environ)
     assert gateway().redis == "redis://one:1/0"
     assert gateway("--redis", "redis://two:2/0").redis == "redis://two:2/0"
+    assert dict(os.environ) == before
 
 
 def test_our_own_variable_wins_over_redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
