@@ -366,5 +366,6 @@ def _chunks(workload: Workload, costs: Costs | None) -> Iterator[tuple[tuple[Que
             rest: list[Iterable[float]] = [repeat(value) for value in kinds[0]]
         else:
             rest = list(zip(*(kinds[code] for code in tenants.tolist()), strict=True))
-        queries = tuple(map(_query, zip(range(first, first + len(times_us)), times_us, deadlines_us, *rest)))  # noqa: B905
+        ids = range(first, first + len(times_us))
+        queries = tuple(map(_query, zip(ids, times_us, deadlines_us, *rest)))  # noqa: B905 - `rest` may repeat for ever
         yield queries, heard_us[first : first + _CHUNK].tolist()

@@ -51,7 +51,7 @@ def run(flags: list[str]) -> int:
     else:
         terminal.console().print(_table(findings))
         counts = Counter(finding.verdict for finding in findings)
-        print(f"{counts['ok']} ok, {counts['warn']} warn, {counts['fail']} fail")  # noqa: T201
+        print(f"{counts['ok']} ok, {counts['warn']} warn, {counts['fail']} fail")  # noqa: T201 - a command line prints
     return 1 if failed else 0
 
 

@@ -60,10 +60,10 @@ def run(flags: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"--event-log={args.event_log!r}: {error.strerror or error}") from error
     except (UnknownQueryError, EventLogError, UnicodeDecodeError) as error:
-        print(f"superserve explain: {path}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"superserve explain: {path}: {error}", file=sys.stderr)  # noqa: T201 - a command line prints
         return 1
     if args.json:
-        print(json.dumps(document(story), indent=2))  # noqa: T201
+        print(json.dumps(document(story), indent=2))  # noqa: T201 - a command line prints
     else:
         _show(story, terminal.console())
     return 0

@@ -188,7 +188,7 @@ class Scheduler:
             and rows <= room
             and max(map(MIN_ACCURACY, queries), default=0.0) <= self._best_accuracy
             and live.isdisjoint(ids)
-        ):
+        ):  # nearly always: all are new and all may enter
             live |= ids
         else:
             accepted, rows = self._admit(queries, room, out)

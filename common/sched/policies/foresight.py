@@ -105,9 +105,9 @@ class Foresight:
         if rows < head.rows:  # what is cheapest in full batches need not be quickest for these rows
             index = profile.index(worker.cheapest_for(head.min_accuracy, head.rows))
             rows = head.rows if table[index][head.rows] <= budget_us else 0
-        return self._short(view, index, rows, wanted, ahead or _Ahead(view, self, margin))
+        return self._short(view, index, rows, wanted, margin, ahead or _Ahead(view, self, margin))
 
-    def _short(self, view: View, index: int, rows: int, wanted: int, ahead: _Ahead) -> Choice | None:
+    def _short(self, view: View, index: int, rows: int, wanted: int, margin: float, ahead: _Ahead) -> Choice | None:
         """The smallest subnet has no time for a batch that fills: part of one, if those behind can bear it."""
         profile, head, worker = view.profile, view.head, view.worker
         subnet = profile.subnets[index].id
@@ -123,12 +123,11 @@ class Foresight:
             return Choice(subnet, rows)
         if ahead.saved(view.start_us, 0, index):
             return None
-        if not ahead.overloaded(hull(profile, view.worker.cheapest)[0]):
+        if not ahead.overloaded(hull(profile, worker.cheapest)[0]):
             return Choice(subnet, rows)
         # More comes than can be met: batches that fill, by what was seen, meet most of it, and part-filled ones least.
-        margin, medians_us = view.residuals.quantile(self.target, prior=1.0), profile.latencies("median")[index]
-        margin = min(margin, _margin(view, self.target))
-        least = min(wanted, profile.max_batch)
+        margin = min(margin, view.residuals.quantile(self.target, prior=1.0))
+        medians_us, least = profile.latencies("median")[index], min(wanted, profile.max_batch)
         filling = bisect_right(medians_us, expected_us / margin, 1, profile.max_batch + 1) - 1
         if filling >= least:
             return Choice(subnet, max(filling, head.rows))
