@@ -80,7 +80,10 @@ NEVER = 1 << 62
 
 
 class Scheduler:
-    """Queue, workers and estimators of one model. `handle` is the only method that changes anything."""
+    """Queue, workers and estimators of one model. `handle` is the only method that changes anything.
+
+    `best_accuracy` is that of the best subnet of any worker that takes batches, in percent; infinite without workers.
+    """
 
     def __init__(self, policy: Policy, options: SchedulerOptions | None = None) -> None:
         self.policy = policy
@@ -93,7 +96,7 @@ class Scheduler:
         self._workers: dict[str, Worker] = {}
         self._ready: tuple[Worker, ...] = ()
         self._alike: list[list[Worker]] = []  # the same, those together that take as long for any head
-        self._best_accuracy = inf
+        self.best_accuracy = inf
         self._live: set[int] = set()
         self._next_batch = self.options.first_batch
         self._wake_us = NEVER
@@ -145,6 +148,11 @@ class Scheduler:
         return self._queue.rows
 
     @property
+    def queue(self) -> EdfQueue:
+        """The queries that wait. To read only."""
+        return self._queue
+
+    @property
     def head(self) -> Query | None:
         """The query that is considered next, None with an empty queue."""
         return self._queue.head if self._queue else None
@@ -186,7 +194,7 @@ class Scheduler:
         if (
             len(ids) == len(queries)
             and rows <= room
-            and max(map(MIN_ACCURACY, queries), default=0.0) <= self._best_accuracy
+            and max(map(MIN_ACCURACY, queries), default=0.0) <= self.best_accuracy
             and live.isdisjoint(ids)
         ):  # nearly always: all are new and all may enter
             live |= ids
@@ -205,7 +213,7 @@ class Scheduler:
         for query in queries:
             if query.id in self._live:
                 continue
-            if query.min_accuracy > self._best_accuracy:
+            if query.min_accuracy > self.best_accuracy:
                 out.append(Reject(query, "min_accuracy"))
             elif rows + query.rows > room:
                 out.append(Reject(query, "queue_full"))
@@ -279,7 +287,7 @@ class Scheduler:
             groups.setdefault((worker.profile, worker.cheapest), []).append(worker)
         self._alike = list(groups.values())
         # Without workers nothing is out of reach: one may come.
-        self._best_accuracy = max((worker.profile.subnets[-1].accuracy for worker in self._ready), default=inf)
+        self.best_accuracy = max((worker.profile.subnets[-1].accuracy for worker in self._ready), default=inf)
 
     # ---- decisions ----
 
@@ -359,7 +367,7 @@ class Scheduler:
         batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
         self._next_batch += 1
         quantile = self.options.start_quantile
-        degraded = why_degraded(worker, head, choice.subnet, self._best_accuracy, slack_us, self.residuals, quantile)
+        degraded = why_degraded(worker, head, choice.subnet, self.best_accuracy, slack_us, self.residuals, quantile)
         worker.assign(batch, now_us, self.delay.us)
         out.append(Dispatch(batch, degraded))
 
