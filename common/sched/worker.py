@@ -58,6 +58,13 @@ class Worker:
         self.floors_us = tuple(profile.floor_us(cheapest, rows) for rows in range(profile.max_batch + 1))
         self.rank = (self.floors_us[-1], -profile.subnets[-1].accuracy, self.name)
 
+    def as_if_free_at(self, free_us: int) -> Worker:
+        """Return a worker like this one but free at another moment, for a policy to think with."""
+        other = Worker(self.name, self.profile, self.cheapest, self.best)
+        other.batches, other.correction, other.subnet = self.batches, self.correction, self.subnet
+        other.draining, other.free_us = self.draining, free_us
+        return other
+
     def eligible(self, min_accuracy: float) -> int:
         """Index of the first subnet, by accuracy, that may serve `min_accuracy`; `len(subnets)` if none can."""
         if min_accuracy <= 0.0:
