@@ -53,9 +53,10 @@ _query = partial(tuple.__new__, Query)  # what Query._make does, in a third of t
 
 
 class _Served(NamedTuple):
-    """A batch that has ended: its query ids, where it ran, and when it was sent, started, ended and answered."""
+    """A batch that has ended, its rows, and when it was sent, started, ended and answered."""
 
     batch: Batch
+    rows: int
     sent_us: int
     started_us: int
     finished_us: int
@@ -78,7 +79,9 @@ class Simulation:
     ) -> None:
         self.scheduler = scheduler
         self._log = log
-        self._conditions = conditions
+        self._jitter, self._tail, self._slow = conditions.jitter, conditions.tail, conditions.slow
+        self._overhead_us, self._actuation_us = conditions.overhead_us, conditions.actuation_us
+        self._hop_us, self._costs = conditions.hop_us, conditions.costs
         self._random = random.Random(conditions.seed)
         self._profiles = dict(workers)
         self._alive: set[str] = set()
@@ -105,7 +108,7 @@ class Simulation:
     def _play(self, workload: Workload, progress: Callable[[int], None] | None) -> None:
         scheduler, heap = self.scheduler, self._heap
         alike = len({tenant.slo_ms for tenant in workload.tenants}) == 1
-        for queries, times_us in _chunks(workload, self._conditions.costs):
+        for queries, times_us in _chunks(workload, self._costs):
             at, end = 0, len(queries)
             while at < end:
                 arrival_us = times_us[at]
@@ -149,7 +152,7 @@ class Simulation:
         """Tell the core of an event, and do as it says."""
         if self._log is not None:
             self._log.append(event, now_us)
-        self._wake_us, costs = NEVER, self._conditions.costs
+        self._wake_us, costs = NEVER, self._costs
         for command in self.scheduler.handle(event, now_us):
             if isinstance(command, WakeAt):
                 self._wake_us = command.at_us
@@ -161,30 +164,31 @@ class Simulation:
                 self._rejected[command.query.id] = command.reason
 
     def _start(self, batch: Batch, now_us: int) -> None:
-        world, worker = self._conditions, batch.worker
-        factor = 1.0 + abs(self._random.gauss(0.0, world.jitter)) if world.jitter else 1.0
-        if world.tail and self._random.random() < world.tail:
+        batch_id, worker, subnet, _ = batch
+        costs, rows, factor = self._costs, batch.rows, 1.0
+        if self._jitter:
+            factor += abs(self._random.gauss(0.0, self._jitter))
+        if self._tail and self._random.random() < self._tail:
             factor *= 2.0
-        dispatch_us = report_us = reply_us = world.hop_us
-        overhead_us = world.overhead_us
-        if world.costs:
-            dispatch_us += world.costs.dispatches.near(now_us, self._random)
-            overhead_us += world.costs.overheads.near(now_us, self._random)
+        dispatch_us = report_us = reply_us = self._hop_us
+        overhead_us = self._overhead_us
+        if costs is not None:
+            dispatch_us += costs.dispatches.near(now_us, self._random)
+            overhead_us += costs.overheads.near(now_us, self._random)
         started_us = max(now_us + dispatch_us, self._free_us[worker])
-        for since_us, name, slower in world.slow:
+        for since_us, name, slower in self._slow:
             if name == worker and started_us >= since_us:
                 factor *= slower
-        median_us = self._profiles[worker].latency_us(batch.subnet, batch.rows)
-        finished_us = started_us + round(median_us * factor) + overhead_us
-        if world.actuation_us and self._loaded.get(worker) != batch.subnet:
-            self._loaded[worker] = batch.subnet
-            finished_us += world.actuation_us
+        finished_us = started_us + round(self._profiles[worker].latency_us(subnet, rows) * factor) + overhead_us
+        if self._actuation_us and self._loaded.get(worker) != subnet:
+            self._loaded[worker] = subnet
+            finished_us += self._actuation_us
         self._free_us[worker] = finished_us
-        if world.costs:
-            report_us += world.costs.reports.near(finished_us, self._random)
-            reply_us += world.costs.replies.near(finished_us, self._random)
-        self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, finished_us + reply_us)
-        self._at(finished_us + report_us, BatchDone(worker, batch.id, started_us, finished_us))
+        if costs is not None:
+            report_us += costs.reports.near(finished_us, self._random)
+            reply_us += costs.replies.near(finished_us, self._random)
+        self._running[worker, batch_id] = _Served(batch, rows, now_us, started_us, finished_us, finished_us + reply_us)
+        self._at(finished_us + report_us, BatchDone(worker, batch_id, started_us, finished_us))
 
     def _at(self, time_us: int, event: Event) -> None:
         heapq.heappush(self._heap, (time_us, next(self._count), event))
@@ -214,7 +218,7 @@ class Simulation:
             sent_s=workload.intended_s,
             done_s=done_s,
             accuracy=column([accuracies[one.batch.subnet] for one in served]),
-            batch_size=column([one.batch.rows for one in served]),
+            batch_size=column([one.rows for one in served]),
             queue_ms=(started_s - workload.intended_s) * 1e3,
             inference_ms=column([(one.finished_us - one.started_us) / 1e3 for one in served]),
             deadline_met=np.full(len(done_s), math.nan),

@@ -92,12 +92,12 @@ class Worker:
         overrun = residuals.quantile(quantile, prior=1.0) - 1.0
         return max(ready_us, self.free_us + round(running.expected_us * overrun))
 
-    def assign(self, batch: Batch, now_us: int, delay_us: int) -> None:
-        """Add a batch dispatched now, and move the moment when the worker is predicted to be free.
+    def assign(self, batch: Batch, rows: int, now_us: int, delay_us: int) -> None:
+        """Add a batch of so many rows dispatched now, and move the moment when the worker is predicted to be free.
 
         A batch of another subnet than the one before, as the first one is, costs the profile's actuation as well.
         """
-        median_us = self.profile.latency_us(batch.subnet, max(1, batch.rows))
+        median_us = self.profile.latency_us(batch.subnet, max(1, rows))
         expected_us = max(1, round(median_us * self.correction))
         if batch.subnet != self.subnet:
             expected_us += self.profile.actuation_us

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import lru_cache
 from math import ceil
-from operator import ge, sub
+from operator import sub
 from typing import Protocol
 
 from common.sched.policies.base import View
@@ -44,7 +44,8 @@ class Options(Protocol):
 
 def decide(view: View, options: Options) -> Choice | None:
     """Return the most accurate choice that leaves those behind a way out, or the quickest there is."""
-    profile, head, worker = view.profile, view.head, view.worker
+    head, worker = view.queue.head, view.worker
+    profile = worker.profile
     margin = _margin(view, options.target)
     budget_us = view.slack_us / (margin * worker.correction)
     ladder, table = hull(profile, worker.eligible(head.min_accuracy)), profile.latencies("median", head.rows)
@@ -112,45 +113,40 @@ class Ahead:
     """
 
     __slots__ = (
-        "_behind",
-        "_burst",
-        "_coming",
-        "_due_us",
-        "_factors",
-        "_free_us",
-        "_likely",
-        "_reply_us",
-        "_table",
-        "_view",
+        *("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_largest"),
+        *("_likely", "_per_us", "_profile", "_queue", "_reply_us", "_start_us", "_table"),
     )
 
     def __init__(self, view: View, options: Options, margin: float) -> None:
-        head, now_us, worker = view.head, view.now_us, view.worker
-        others = [other for other in view.workers if other is not worker]
+        now_us, queue, worker = view.now_us, view.queue, view.worker
+        profile, others = worker.profile, [other for other in view.workers if other is not worker]
         margin = 1.0 + (margin - 1.0) * _BEHIND
-        self._view = view
-        self._table = view.profile.latencies("median")
-        self._reply_us = head.deadline_us - view.slack_us - view.start_us
+        self._queue = queue
+        self._profile = profile
+        self._table = profile.latencies("median")
+        self._largest = profile.max_batch
+        self._start_us = view.start_us
+        self._reply_us = queue.head.deadline_us - view.slack_us - view.start_us
         self._free_us = [other.free_us if other.free_us > now_us else now_us for other in others]
         self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
         self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
         # Who is to come is like who waits: the shortest of their SLOs is what a burst would have.
-        like = view.queue.first(_LIKE)
+        like = queue.first(_LIKE)
         slo_us = max(1, min(map(sub, map(DEADLINE_US, like), map(ARRIVAL_US, like))))
-        self._due_us = due_us = now_us + slo_us - self._reply_us
+        self._due_us = now_us + slo_us - self._reply_us
         self._burst = options.burst * view.rate.surprise(now_us)
-        per_us = view.rate.per_s(now_us) / 1e6
-        size = max(1, min(view.profile.max_batch, round(per_us * slo_us * _ARRIVING)))
+        self._per_us = per_us = view.rate.per_s(now_us) / 1e6
+        size = max(1, min(self._largest, round(per_us * slo_us * _ARRIVING)))
         count = min(_MOST, int(per_us * options.horizon_ms * 1e3 / size))
-        self._coming = ([int(due_us + i * size / per_us) for i in range(count)], size if count else 0)
+        first_us = float(self._due_us)
+        self._coming = ([int(first_us + float(i * size) / per_us) for i in range(count)], size if count else 0)
         self._behind: dict[int, tuple[list[int], int, int]] = {}
 
     def end_us(self, index: int, rows: int) -> int:
         """When the worker to fill has run a batch of subnet `index`, of `rows` rows or all that are there."""
-        view = self._view
-        rows = min(rows, view.queue.rows)
-        table = self._table if rows < len(self._table[index]) else view.profile.latencies("median", rows)
-        return view.start_us + ceil(table[index][rows] * self._factors[0])
+        rows = min(rows, self._queue.rows)
+        table = self._table if rows < len(self._table[index]) else self._profile.latencies("median", rows)
+        return self._start_us + ceil(table[index][rows] * self._factors[0])
 
     def saved(self, end_us: int, rows: int, lower: int) -> bool:
         """Whether all behind the first `rows` rows, whose batch ends at `end_us`, make it with subnet `lower`.
@@ -164,43 +160,47 @@ class Ahead:
         median_us = self._table[lower][packed]
         steps_us = [ceil(median_us * factor) for factor in self._factors]
         free_us = [end_us, *self._free_us]
-        until_us = max(free_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us)  # all are surely done
-        if until_us <= earliest_us:
+        if max(free_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us) <= earliest_us:  # all are done by then
             return True
-        ends_us: list[int] = []
-        for at_us, step_us in zip(free_us, steps_us, strict=True):
-            ends_us += range(at_us + step_us, until_us + 1, step_us)
-        ends_us.sort()
-        return all(map(ge, dues_us, ends_us))  # there are no fewer ends than dues
+        ends_us = [at_us + step_us for at_us, step_us in zip(free_us, steps_us, strict=True)]
+        for due_us in dues_us:
+            first, soonest_us = 0, ends_us[0]
+            for place, at_us in enumerate(ends_us):
+                if at_us < soonest_us:
+                    first, soonest_us = place, at_us
+            if soonest_us > due_us:
+                return False
+            ends_us[first] += steps_us[first]
+        return True
 
     def bears(self, end_us: int, rows: int, smallest: int) -> bool:
         """Whether the worst burst, were it to land right after that batch, would make it with subnet `smallest`.
 
         It would keep all workers busy with many batches: they count as likely, not as long as they can get.
         """
-        view, due_us = self._view, self._due_us
-        largest = view.profile.max_batch
+        due_us, largest = self._due_us, self._largest
         median_us = self._table[smallest][largest] * self._likely
-        missing = max(0, view.queue.rows - rows) + self._burst
+        missing: float = max(0, self._queue.rows - rows) + self._burst
         for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
             if missing <= 0.0:
                 return True
-            if at_us < due_us:
-                missing -= (due_us - at_us) // (median_us * factor) * largest
+            left_us: float = due_us - at_us
+            if left_us > 0.0:
+                missing -= left_us // (median_us * factor) * largest
         return missing <= 0.0 or not self._burst
 
     def overloaded(self, smallest: int) -> bool:
         """Whether rows arrive faster than all workers could run them with subnet `smallest`, in full batches."""
-        largest = self._view.profile.max_batch
-        per_us = sum([largest / (self._table[smallest][largest] * factor) for factor in self._factors])
-        return self._view.rate.per_s(self._view.now_us) > per_us * 1e6
+        largest = self._largest
+        return self._per_us > sum([largest / (self._table[smallest][largest] * factor) for factor in self._factors])
 
     def _cut(self, rows: int) -> tuple[list[int], int, int]:
         """When batches behind the first `rows` rows are due, the earliest of them, and the rows of the largest."""
-        dues_us, packed = self._view.queue.batches(rows, self._view.profile.max_batch, _MOST)
+        dues_us, packed = self._queue.batches(rows, self._largest, _MOST)
         coming_us, size = self._coming
-        dues_us = [due_us - self._reply_us for due_us in dues_us] + coming_us
-        found = self._behind[rows] = (dues_us, min(dues_us, default=0), max(packed, size))
+        dues_us = [due_us - self._reply_us for due_us in dues_us]
+        earliest_us = min(dues_us[:1] + coming_us[:1], default=0)  # both are in order
+        found = self._behind[rows] = (dues_us + coming_us, earliest_us, max(packed, size))
         return found
 
 
@@ -211,10 +211,10 @@ def _margin(view: View, target: float) -> float:
     leaves room for that. Where it does not, no plan that carries the load would have saved that batch: after a hiccup
     of the machine the margin is that of all others.
     """
-    worker, head = view.worker, view.head
-    margin = view.residuals.margin(target)
-    largest = view.profile.max_batch
-    full_us = view.profile.latencies("median")[hull(view.profile, worker.cheapest)[0]][largest] * worker.correction
+    worker, head = view.worker, view.queue.head
+    profile, margin = worker.profile, view.residuals.margin(target)
+    largest = profile.max_batch
+    full_us = profile.latencies("median")[hull(profile, worker.cheapest)[0]][largest] * worker.correction
     affordable = (head.deadline_us - head.arrival_us) / full_us
     if margin <= affordable:
         return margin
