@@ -131,7 +131,9 @@ class SchedulerSettings(ServiceSettings):
         2_000.0, gt=0, description="silence after which a worker is lost and its queries are put back"
     )
     event_log: str | None = Field(
-        None, description="write every event to this file, begun anew at each start; a replay gives the same commands"
+        None,
+        description="write every event to this file while leading, for superserve explain; a log that is there is moved"
+        " to FILE.1, FILE.2 and so on",
     )
 
 
@@ -207,7 +209,9 @@ class UpSettings(ServiceSettings):
     late: Literal["drop", "serve"] = Field(
         "drop", description="of the scheduler: answer 504 at once when a deadline is out of reach, or serve it late"
     )
-    event_log: str | None = Field(None, description="write every event of the scheduler to this file, begun anew")
+    event_log: str | None = Field(
+        None, description="of the scheduler: write every event to this file; a log that is there is moved to FILE.1"
+    )
     start_timeout_s: float = Field(
         120.0, gt=0, description="how long the mesh may take to become ready, a first profile included"
     )
