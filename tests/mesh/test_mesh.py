@@ -387,6 +387,7 @@ async def test_no_scheduler_overwrites_an_event_log(
             ids = await peer.send([peer.record() for _ in range(5)])
             await peer.collect(ids)
             assert dispatched(path) == set(ids)
+
         async def took_over() -> bool:
             return bool((status := await peer.status()) and len(status.workers) == 1)
 
