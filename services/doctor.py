@@ -68,8 +68,9 @@ def parser() -> argparse.ArgumentParser:
     made.epilog = EPILOG
     made.add_argument("--redis", metavar="URL", help="URL of Redis, as every service takes it (REDIS_URL)")
     made.add_argument(
-        "--model", help="name of a shipped model, or the folder of one: it has to be served (default: whichever are)"
-    )
+        "--model", metavar="NAME",
+        help="name of a shipped model, or the folder of one: it has to be served (default: whichever are)",
+    )  # fmt: skip
     made.add_argument("--device", help=f"auto, cpu or cuda:N ({worker['device'].default})")
     made.add_argument("--host", help=f"where a gateway is to listen ({gateway['host'].default})")
     made.add_argument("--port", help=f"and its port ({gateway['port'].default})")
