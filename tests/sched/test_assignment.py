@@ -6,9 +6,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from common.sched.policies.assignment import Option, assign
+from common.sched.policies.assignment import Capacity, assign
 
-Groups = list[tuple[list[Option], int]]
+Groups = list[tuple[list[Capacity], int]]
 
 # Accuracy and rows per second of one worker, the most accurate first: the reconstructed profile's at 36 ms, about.
 CAPACITIES = ((80.16, 430.0), (79.44, 610.0), (78.25, 790.0), (77.64, 860.0), (76.69, 1_230.0), (73.82, 2_070.0))
@@ -23,7 +23,7 @@ def fleet(kind: str, demand: float) -> Groups:
         chance = Random(7)
         speeds = [(chance.uniform(0.85, 1.15), 1) for _ in range(int(count))]
     return [
-        ([Option(accuracy, min(1.0, rows * speed / demand)) for accuracy, rows in CAPACITIES], workers)
+        ([Capacity(accuracy, min(1.0, rows * speed / demand)) for accuracy, rows in CAPACITIES], workers)
         for speed, workers in speeds
     ]
 
@@ -86,11 +86,11 @@ def test_more_demand_is_never_served_better() -> None:
 
 def test_demand_beyond_all_workers_has_no_assignment() -> None:
     """What even the workers' largest shares do not carry is told, and what they just carry is assigned."""
-    assert assign([([Option(80.0, 0.2), Option(70.0, 0.3)], 3)]) is None
-    assert assign([([Option(80.0, 0.2), Option(70.0, 1 / 3)], 3)]) == [[0, 3]]
+    assert assign([([Capacity(80.0, 0.2), Capacity(70.0, 0.3)], 3)]) is None
+    assert assign([([Capacity(80.0, 0.2), Capacity(70.0, 1 / 3)], 3)]) == [[0, 3]]
 
 
 def test_idle_workers_hold_their_best() -> None:
     """Workers that the demand does not need run what is most accurate; one that can carry nothing is no obstacle."""
-    groups = [([Option(70.0, 1.0), Option(80.0, 0.6)], 5), ([Option(60.0, 0.0)], 1)]
+    groups = [([Capacity(70.0, 1.0), Capacity(80.0, 0.6)], 5), ([Capacity(60.0, 0.0)], 1)]
     assert assign(groups) == [[0, 5], [1]]

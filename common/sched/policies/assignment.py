@@ -25,7 +25,7 @@ _WORK = 200_000  # choices that are tried at most, times options to look at: som
 _EXACT = 1e-9  # of the demand
 
 
-class Option(NamedTuple):
+class Capacity(NamedTuple):
     """What a worker may run; `share`: of the demand that it carries so, at most 1."""
 
     accuracy: float
@@ -51,7 +51,7 @@ class Move(NamedTuple):
     to: int
 
 
-def assign(groups: Sequence[tuple[Sequence[Option], int]]) -> list[list[int]] | None:
+def assign(groups: Sequence[tuple[Sequence[Capacity], int]]) -> list[list[int]] | None:
     """Return how many workers of each group run each of its options; None if they cannot carry the demand.
 
     groups: (options, workers).
@@ -74,7 +74,7 @@ def assign(groups: Sequence[tuple[Sequence[Option], int]]) -> list[list[int]] | 
     ]
 
 
-def _hull(group: int, options: Sequence[Option], workers: int) -> list[Edge]:
+def _hull(group: int, options: Sequence[Capacity], workers: int) -> list[Edge]:
     """Return the edges of a group's upper hull from idleness on, by descending slope."""
     edges: list[Edge] = []
     share = value = 0.0
@@ -91,7 +91,7 @@ def _hull(group: int, options: Sequence[Option], workers: int) -> list[Edge]:
         value = options[after].accuracy * share
 
 
-def _search(groups: Sequence[tuple[Sequence[Option], int]], vertex: list[int], edge: Edge) -> list[list[int]]:
+def _search(groups: Sequence[tuple[Sequence[Capacity], int]], vertex: list[int], edge: Edge) -> list[list[int]]:
     """Return the best counts that are found around those with each group at its vertex, and one on an edge."""
     places = sorted(
         ((group, index) for group, (options, _) in enumerate(groups) for index in range(len(options))),
@@ -133,7 +133,7 @@ def _search(groups: Sequence[tuple[Sequence[Option], int]], vertex: list[int], e
 
 
 def _choices(
-    moves: Sequence[Move], workers: Sequence[int], options: Sequence[Option]
+    moves: Sequence[Move], workers: Sequence[int], options: Sequence[Capacity]
 ) -> Iterator[tuple[float, float, tuple[int, ...]]]:
     """Yield what sets of moves lose, the share of the demand with them, and their numbers; by what they lose.
 
@@ -157,7 +157,7 @@ def _choices(
             yield loss, share, chosen
 
 
-def _value(options: Sequence[Option], counts: Sequence[int]) -> float:
+def _value(options: Sequence[Capacity], counts: Sequence[int]) -> float:
     """Return the accuracy of the demand on so many workers of each option, the best first, and what breaks ties."""
     left, served, spare, workers = 1.0, 0.0, 0.0, 0
     for (accuracy, share), count in zip(compress(options, counts), filter(None, counts), strict=True):

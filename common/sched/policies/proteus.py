@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.sched.policies.assignment import Option, assign
+from common.sched.policies.assignment import Capacity, assign
 from common.sched.policies.base import Fitting, Learner, PolicyError, View, fitting_rows
 from common.sched.profile import Profile, Quantile
 from common.sched.types import Choice
@@ -135,7 +135,7 @@ def plan(
         for row, (profile, _) in zip(planned, groups, strict=True)
     ]
     options = [
-        [Option(profile.subnets[i].accuracy, 1.0 if rows >= rows_per_s else rows / rows_per_s) for i, rows in some]
+        [Capacity(profile.subnets[i].accuracy, 1.0 if rows >= rows_per_s else rows / rows_per_s) for i, rows in some]
         for (profile, _), some in zip(groups, usable, strict=True)
     ]
     workers = [count for _, count in groups]
