@@ -80,7 +80,10 @@ NEVER = 1 << 62
 
 
 class Scheduler:
-    """Queue, workers and estimators of one model. `handle` is the only method that changes anything."""
+    """Queue, workers and estimators of one model. `handle` is the only method that changes anything.
+
+    `best_accuracy` is that of the best subnet of any worker that takes batches, in percent; infinite without workers.
+    """
 
     def __init__(self, policy: Policy, options: SchedulerOptions | None = None) -> None:
         self.policy = policy
@@ -93,7 +96,7 @@ class Scheduler:
         self._workers: dict[str, Worker] = {}
         self._ready: tuple[Worker, ...] = ()
         self._alike: list[list[Worker]] = []  # the same, those together that take as long for any head
-        self._best_accuracy = inf
+        self.best_accuracy = inf
         self._live: set[int] = set()
         self._next_batch = self.options.first_batch
         self._wake_us = NEVER
@@ -145,6 +148,11 @@ class Scheduler:
         return self._queue.rows
 
     @property
+    def queue(self) -> EdfQueue:
+        """The queries that wait. To read only."""
+        return self._queue
+
+    @property
     def head(self) -> Query | None:
         """The query that is considered next, None with an empty queue."""
         return self._queue.head if self._queue else None
@@ -182,17 +190,15 @@ class Scheduler:
     def _arrived(self, queries: Sequence[Query], now_us: int, out: list[Command]) -> None:
         live, room = self._live, self.options.max_queue_rows - self._queue.rows
         ids, rows = set(map(_ID, queries)), sum(map(ROWS, queries))
+        min_accuracy = max(map(MIN_ACCURACY, queries), default=0.0)
         accepted = queries
         if (
-            len(ids) == len(queries)
-            and rows <= room
-            and max(map(MIN_ACCURACY, queries), default=0.0) <= self._best_accuracy
-            and live.isdisjoint(ids)
+            len(ids) == len(queries) and rows <= room and min_accuracy <= self.best_accuracy and live.isdisjoint(ids)
         ):  # nearly always: all are new and all may enter
             live |= ids
         else:
             accepted, rows = self._admit(queries, room, out)
-        self._queue.push(accepted)
+        self._queue.extend(accepted, rows, min_accuracy)
         self.accepted += len(accepted)
         self.rate.add(rows, now_us)
         if self._learner is not None:
@@ -205,7 +211,7 @@ class Scheduler:
         for query in queries:
             if query.id in self._live:
                 continue
-            if query.min_accuracy > self._best_accuracy:
+            if query.min_accuracy > self.best_accuracy:
                 out.append(Reject(query, "min_accuracy"))
             elif rows + query.rows > room:
                 out.append(Reject(query, "queue_full"))
@@ -223,7 +229,7 @@ class Scheduler:
         if item.found_idle:
             self.delay.add(event.started_us - item.dispatched_us)
         self.residuals.add((event.finished_us - event.started_us) / item.expected_us)
-        self._live.difference_update([query.id for query in item.batch.queries])
+        self._live.difference_update(map(_ID, item.batch.queries))
         self.done += len(item.batch.queries)
         if self._learner is not None:
             self._learner.finished(item.batch, event)
@@ -251,7 +257,8 @@ class Scheduler:
         self.accepted += len(ids - self._live)
         self._live |= ids
         self._next_batch = max(self._next_batch, batch.id + 1)
-        worker.assign(batch._replace(worker=worker.name, queries=queries), now_us, 0)
+        batch = batch._replace(worker=worker.name, queries=queries)
+        worker.assign(batch, batch.rows, now_us, 0)
 
     def _lost(self, name: str, now_us: int, out: list[Command]) -> None:
         worker = self._workers.pop(name, None)
@@ -279,7 +286,7 @@ class Scheduler:
             groups.setdefault((worker.profile, worker.cheapest), []).append(worker)
         self._alike = list(groups.values())
         # Without workers nothing is out of reach: one may come.
-        self._best_accuracy = max((worker.profile.subnets[-1].accuracy for worker in self._ready), default=inf)
+        self.best_accuracy = max((worker.profile.subnets[-1].accuracy for worker in self._ready), default=inf)
 
     # ---- decisions ----
 
@@ -355,12 +362,14 @@ class Scheduler:
                 return
         if choice is None:
             choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), worker.profile.max_batch)
+        queued = self._queue.rows
         queries = self._queue.take(choice.rows, worker.profile.accuracy(choice.subnet))
+        rows = queued - self._queue.rows
         batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
         self._next_batch += 1
         quantile = self.options.start_quantile
-        degraded = why_degraded(worker, head, choice.subnet, self._best_accuracy, slack_us, self.residuals, quantile)
-        worker.assign(batch, now_us, self.delay.us)
+        degraded = why_degraded(worker, head, choice.subnet, self.best_accuracy, slack_us, self.residuals, quantile)
+        worker.assign(batch, rows, now_us, self.delay.us)
         out.append(Dispatch(batch, degraded))
 
     def _reject(self, query: Query, reason: Reason, now_us: int, out: list[Command]) -> None:

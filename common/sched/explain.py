@@ -6,13 +6,14 @@ the state in which the decision was taken, not one like it. The log is read once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.sched.core import Scheduler
 from common.sched.eventlog import EventLogError, apply, events, read_header
 from common.sched.options import SchedulerOptions
 from common.sched.policies import Policy, View, spec_of
+from common.sched.policies.base import Learner, learner_of
 from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.story import (
@@ -72,12 +73,12 @@ def explain(lines: Iterable[str], query_id: int) -> Story:
     return Story(witness.query, witness.spec, tuple(witness.steps))
 
 
-class _Witness(Scheduler):
-    """A scheduler that notes what it knew when it decided about one query."""
+class _Witness:
+    """Beside a scheduler: notes what that knew when it decided about one query."""
 
     def __init__(self, policy: Policy, options: SchedulerOptions, query_id: int) -> None:
-        super().__init__(_Watched(policy, self._chosen), options)
         self.spec = spec_of(policy)
+        self.scheduler = Scheduler(_Watched(policy, self), options)
         self.query: Query | None = None
         self.steps: list[Step] = []
         self._id = query_id
@@ -91,7 +92,7 @@ class _Witness(Scheduler):
         self._decision, self._facts = None, ()
         if (step := self._meant(event, now_us)) is not None:
             self.steps.append(step)
-        for command in apply(self, event, now_us):
+        for command in apply(self.scheduler, event, now_us):
             if self._waiting and self.query is not None:
                 self._note(command, self.query, now_us)
 
@@ -99,10 +100,10 @@ class _Witness(Scheduler):
 
     def _meant(self, event: Event, now_us: int) -> Step | None:
         match event:
-            case Arrived(queries) if not self.knows(self._id):
+            case Arrived(queries) if not self.scheduler.knows(self._id):
                 if (query := self._among(queries)) is not None:
                     return self._read(query, queries, now_us)
-            case WorkerHello(worker, _, running) if self._waiting or not self.knows(self._id):
+            case WorkerHello(worker, _, running) if self._waiting or not self.scheduler.knows(self._id):
                 for batch in running:
                     if (query := self._among(batch.queries)) is not None:
                         self.query, self._waiting = query, False
@@ -123,20 +124,22 @@ class _Witness(Scheduler):
     def _read(self, query: Query, queries: Iterable[Query], now_us: int) -> Read:
         self.query, self._waiting = query, True
         order = EdfQueue()
-        order.push([*self._queue, *(other for other in queries if not self.knows(other.id))])
+        order.push([*self.scheduler.queue, *(other for other in queries if not self.scheduler.knows(other.id))])
         urgent = []
         for other in order:
             if other.id == self._id:
                 break
             urgent.append(other.rows)
-        return Read(now_us, len(urgent), sum(urgent), len(self._ready), query.attempts)
+        ready = sum(not worker.draining for worker in self.scheduler.workers.values())
+        return Read(now_us, len(urgent), sum(urgent), ready, query.attempts)
 
     def _among(self, queries: Iterable[Query]) -> Query | None:
         return next((query for query in queries if query.id == self._id), None)
 
     def _batches(self, worker: str) -> list[Batch]:
         """A worker's batches, the running one first."""
-        return [item.batch for item in self._workers[worker].batches.values()] if worker in self._workers else []
+        known = self.scheduler.workers.get(worker)
+        return [item.batch for item in known.batches.values()] if known is not None else []
 
     # ---- what was decided ----
 
@@ -152,8 +155,9 @@ class _Witness(Scheduler):
                 decision = self._decision
                 if decision is not None and (decision.head != self._id or decision.choice is not None):
                     decision = None
+                core = self.scheduler
                 why = why_rejected(
-                    query, reason, self.options, self._queue.rows, self._best_accuracy, self._facts, decision
+                    query, reason, core.options, core.queued_rows, core.best_accuracy, self._facts, decision
                 )
                 self.steps.append(Rejected(now_us, reason, why, self._facts, decision))
 
@@ -167,8 +171,8 @@ class _Witness(Scheduler):
             worker=batch.worker,
             batch=batch.id,
             subnet=batch.subnet,
-            accuracy=self._workers[batch.worker].profile.accuracy(batch.subnet),
-            best_accuracy=self._best_accuracy,
+            accuracy=self.scheduler.workers[batch.worker].profile.accuracy(batch.subnet),
+            best_accuracy=self.scheduler.best_accuracy,
             degraded=degraded,
             rows=batch.rows,
             queries=len(batch.queries),
@@ -178,20 +182,20 @@ class _Witness(Scheduler):
             decision=decision,
         )
 
-    def _reject(self, query: Query, reason: Reason, now_us: int, out: list[Command]) -> None:
-        if query.id == self._id:
-            self._facts = self._candidates(query, now_us, "")
-        super()._reject(query, reason, now_us, out)
-
     # ---- what is known while it is decided ----
 
-    def _chosen(self, view: View, choice: Choice | None) -> None:
+    def gives_up(self, query: Query, now_us: int) -> None:
+        """Note the workers as they stand when the query is rejected."""
+        if query.id == self._id:
+            self._facts = self._candidates(query, now_us, "")
+
+    def chose(self, view: View, choice: Choice | None) -> None:
         """Note a decision by which the query may leave."""
         if not self._waiting:
             return
         ahead = next((place for place, query in enumerate(view.queue) if query.id == self._id), None)
         if ahead is not None:
-            margin = view.residuals.quantile(self.options.start_quantile, prior=1.0)
+            margin = view.residuals.quantile(self.scheduler.options.start_quantile, prior=1.0)
             self._decision = Decision(
                 worker=view.worker.name,
                 head=view.head.id,
@@ -207,12 +211,13 @@ class _Witness(Scheduler):
 
     def _candidates(self, query: Query, now_us: int, taken: str) -> tuple[Candidate, ...]:
         """Each worker, and whether it could take this query from the head of the queue: the core's own rules."""
-        soonest_us = now_us + self.delay.us
+        options = self.scheduler.options
+        soonest_us = now_us + self.scheduler.delay.us
         found = []
-        for worker in self._workers.values():
+        for worker in self.scheduler.workers.values():
             needs_us, spare_us = worker.floor_us(query), None
             if needs_us is not None:
-                due_us = query.deadline_us - self.options.reply_margin_us
+                due_us = query.deadline_us - options.reply_margin_us
                 spare_us = due_us - max(worker.free_us, soonest_us) - needs_us
             if worker.draining:
                 state = "draining"
@@ -220,7 +225,7 @@ class _Witness(Scheduler):
                 state = "not accurate enough"
             elif spare_us < 0:
                 state = "too late"
-            elif len(worker.batches) >= self.options.max_in_flight:
+            elif len(worker.batches) >= options.max_in_flight:
                 state = "full"
             elif worker.free_us > soonest_us:
                 state = "busy"
@@ -232,14 +237,15 @@ class _Witness(Scheduler):
 
 
 class _Watched:
-    """A policy that shows each decision to a function."""
+    """A policy that shows a witness each decision, and by its learner each query that is given up."""
 
-    def __init__(self, policy: Policy, show: Callable[[View, Choice | None], None]) -> None:
+    def __init__(self, policy: Policy, witness: _Witness) -> None:
         self._policy = policy
-        self._show = show
+        self._witness = witness
+        self._learned = learner_of(policy)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)  # `learner` and `best`, of a policy that has them
+        return getattr(self._policy, name)  # `best`, of a policy that has it
 
     def cheapest(self, profile: Profile) -> str:
         """As the policy."""
@@ -247,9 +253,34 @@ class _Watched:
 
     def choose(self, view: View) -> Choice | None:
         """As the policy."""
-        choice = self._policy.choose(view)
-        self._show(view, choice)
+        choice = self._policy.choose(view._replace(learned=self._learned))
+        self._witness.chose(view, choice)
         return choice
+
+    def learner(self) -> Learner:
+        """As the policy, and listening."""
+        return _Listener(self._learned or Learner(), self._witness)
+
+
+class _Listener(Learner):
+    """A policy's learner, beside which a witness hears of queries given up."""
+
+    def __init__(self, learner: Learner, witness: _Witness) -> None:
+        self._learner = learner
+        self._witness = witness
+
+    def arrived(self, rows: int, now_us: int) -> None:
+        """As the learner."""
+        self._learner.arrived(rows, now_us)
+
+    def finished(self, batch: Batch, done: BatchDone) -> None:
+        """As the learner."""
+        self._learner.finished(batch, done)
+
+    def rejected(self, query: Query, reason: Reason, now_us: int) -> None:
+        """As the learner, and heard."""
+        self._witness.gives_up(query, now_us)
+        self._learner.rejected(query, reason, now_us)
 
 
 class _Census:
