@@ -53,7 +53,7 @@ def directory(root: Path = ROOT) -> Path:
 
 def files(folder: Path) -> dict[str, Path]:
     """Return the file of each compiled module in a folder, the library's included."""
-    return {name: folder / f"{name}{SUFFIX}" for name in (*MODULES, LIBRARY)}
+    return {name: source(name, folder).with_suffix(SUFFIX) for name in (*MODULES, LIBRARY)}
 
 
 def in_use() -> bool:

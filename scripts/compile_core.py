@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
-from common.compiled import GROUP, LIBRARY, MODULES, ROOT, SUFFIX, directory, files, source
+from common.compiled import GROUP, MODULES, ROOT, directory, files, source
 
 # Run in a copy of the packages, which mypyc types as a whole and of which it translates what it is told to.
 SETUP = """\
@@ -19,8 +20,9 @@ import sys
 from mypyc.build import mypycify
 from setuptools import setup
 
-setup(name="core", packages=[], ext_modules=mypycify(sys.argv[3:], group_name=sys.argv[2], debug_level="0"),
-      script_args=["--quiet", "build_ext", "--inplace"])
+group, *paths = sys.argv[1:]
+modules = mypycify(paths, group_name=group, debug_level="0")
+setup(name="core", packages=[], ext_modules=modules, script_args=["--quiet", "build_ext", "--inplace"])
 """
 
 
@@ -38,7 +40,9 @@ def main() -> None:
     target = directory(args.root)
     if all(file.is_file() for file in files(target).values()):
         return
-    print(f"compile: {len(MODULES)} modules by mypyc, about a minute", file=sys.stderr)
+    if lacking := lacks():
+        sys.exit(f"compile: no {lacking}; on Debian: apt-get install gcc python3-dev")
+    print(f"compile: {len(MODULES)} modules of the core by mypyc, about half a minute", file=sys.stderr)
     started_s = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -54,21 +58,29 @@ def main() -> None:
     print(f"compile: done in {time.monotonic() - started_s:.0f} s: {target}", file=sys.stderr)
 
 
+def lacks() -> str:
+    """Return what this machine needs first to compile a module of Python; "" if nothing."""
+    compiler = str(sysconfig.get_config_var("CC") or "cc").partition(" ")[0]
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which(compiler) is None:
+        return f"C compiler: {compiler} is not on PATH"
+    return "" if headers.is_file() else f"headers of Python: {headers} is not there"
+
+
 def compile_copy(root: Path, folder: Path) -> Path:
-    """Compile a copy of the packages below `root` in a folder; return the folder of what was made, named flat."""
+    """Compile a copy of the packages below `root` in a folder; return the folder of what was made."""
     for package in {module.partition(".")[0] for module in MODULES}:
-        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "make.py").write_text(SETUP)
     paths = [str(source(module, folder).relative_to(folder)) for module in MODULES]
-    command = [sys.executable, "make.py", "--", GROUP, *paths]
+    command = [sys.executable, "make.py", GROUP, *paths]
     environment = os.environ | {"PYTHONPATH": str(folder), "MYPYPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"compile: mypyc or the C compiler failed; the sources run as before\n{done.stdout}{done.stderr}")
     made = folder / "made"
-    made.mkdir()
-    for name, file in files(made).items():
-        where = folder / f"{name}{SUFFIX}" if name == LIBRARY else source(name, folder).with_suffix(SUFFIX)
+    for where, file in zip(files(folder).values(), files(made).values(), strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
         where.rename(file)
     return made
 
