@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.sched.policies import parse_policy
+from common.sched.policies import PolicyError, parse_policy
 from common.sched.policies.proteus import Demand, capacity_per_s, plan
 from common.sched.profile import Profile, Subnet
 from common.sched.types import Batch, Choice, WorkerHello, WorkerLost
@@ -15,7 +15,7 @@ from tests.sched.conftest import Start
 from tests.sched.harness import BIG, PROFILE, SMALL, dispatched, make_profile, make_view, query, rejected, slower
 
 SLO_US = 110_000  # half of it is what big@4 takes: capacities are 4 rows in 18 ms, 222 a second, and 4 in 55, 72.7
-NEAR = 0.02  # points: a hundredth that the search may leave, and what more accurate workers may weigh
+NEAR = 0.02  # points: a hundredth that the solver may leave, and what more accurate workers may weigh
 
 
 def served(assigned: list[tuple[float, float]], rows_per_s: float) -> float | None:
@@ -64,7 +64,7 @@ def test_plan_is_the_best_of_all(groups: list[tuple[Profile, int]], rows_per_s: 
     ]
     values = [value for some in product(*options) if (value := served(list(some), rows_per_s)) is not None]
     if values:
-        value = served(spread(groups, counts), rows_per_s * (1 - 1e-5))  # the search's tolerance
+        value = served(spread(groups, counts), rows_per_s * (1 - 1e-5))  # the solver's tolerance
         assert value is not None
         assert value >= max(values) - NEAR
     else:
@@ -177,8 +177,8 @@ def test_between_assignments_the_batch_adapts(slack_us: int, min_accuracy: float
     assert parse_policy("proteus").choose(view) == choice
 
 
-def test_no_solver_is_needed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where scipy is not installed a worker is taken and the program solved all the same."""
+def test_scipy_is_asked_for_when_a_worker_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without scipy the policy is refused with the extra to install."""
     monkeypatch.setitem(sys.modules, "scipy", None)
-    start("proteus").hello()
-    assert plan([(PROFILE, 3)], 230.0, SLO_US) == [[1, 2]]
+    with pytest.raises(PolicyError, match=r"proteus: needs scipy .*: pip install 'superserve-mesh\[evaluate\]'"):
+        parse_policy("proteus").cheapest(PROFILE)
