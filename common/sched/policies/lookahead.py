@@ -9,6 +9,7 @@ from typing import Protocol
 
 from common.sched.policies.base import View
 from common.sched.profile import Profile
+from common.sched.queue import EdfQueue
 from common.sched.types import Choice
 
 _BEHIND = 0.75  # share of the margin that those behind are planned with
@@ -48,7 +49,8 @@ def decide(view: View, options: Options) -> Choice | None:
     margin = _margin(view, options.target)
     budget_us = view.slack_us / (margin * worker.correction)
     ladder, table = hull(profile, worker.eligible(head.min_accuracy)), profile.latencies("median", head.rows)
-    wanted = max(head.rows, min(view.queue.rows, max(1, round(options.fill * profile.max_batch))))
+    useful = _useful(table[ladder[0]], profile.max_batch, view.queue, margin * worker.correction)
+    wanted = max(head.rows, min(view.queue.rows, max(1, round(options.fill * useful))))
     ahead: Ahead | None = None
     rows = 0
     for place in range(len(ladder) - 1, -1, -1):
@@ -97,7 +99,7 @@ def _short(view: View, target: float, index: int, rows: int, wanted: int, margin
     if filling >= least:
         return Choice(subnet, max(filling, head.rows))
     # If none of them could have such a batch even when it had just come, letting heads go would serve nobody.
-    slo_us = max(query.deadline_us - query.arrival_us for query in view.queue.first(_LIKE))
+    slo_us = _longest_us(view.queue)
     fresh_us = (slack_us - (head.deadline_us - view.now_us) + slo_us) / worker.correction
     needed_us = medians_us[least] * margin
     if needed_us > fresh_us or _idle_for(view, needed_us * worker.correction):
@@ -112,8 +114,8 @@ class Ahead:
     """
 
     __slots__ = (
-        *("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_largest"),
-        *("_likely", "_per_us", "_profile", "_queue", "_reply_us", "_start_us", "_table"),
+        *("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_largest", "_likely"),
+        *("_per_us", "_profile", "_queue", "_reply_us", "_slo_us", "_start_us", "_table", "_useful"),
     )
 
     def __init__(self, view: View, options: Options, margin: float) -> None:
@@ -130,11 +132,14 @@ class Ahead:
         self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
         self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
         # Who is to come is like who waits: the shortest of their SLOs is what a burst would have.
-        slo_us = max(1, min([query.deadline_us - query.arrival_us for query in queue.first(_LIKE)]))
+        self._slo_us = slo_us = max(1, min([query.deadline_us - query.arrival_us for query in queue.first(_LIKE)]))
         self._due_us = now_us + slo_us - self._reply_us
         self._burst = options.burst * view.rate.surprise(now_us)
         self._per_us = per_us = view.rate.per_s(now_us) / 1e6
-        size = max(1, min(self._largest, round(per_us * slo_us * _ARRIVING)))
+        smallest = self._table[hull(profile, worker.cheapest)[0]]
+        fits = _within(smallest, self._largest, slo_us / self._factors[0])
+        self._useful = fits if fits == self._largest else _useful(smallest, self._largest, queue, self._factors[0])
+        size = max(1, min(fits, round(per_us * slo_us * _ARRIVING)))
         count = min(_MOST, int(per_us * options.horizon_ms * 1e3 / size))
         first_us = float(self._due_us)
         self._coming = ([int(first_us + float(i * size) / per_us) for i in range(count)], size if count else 0)
@@ -175,26 +180,31 @@ class Ahead:
     def bears(self, end_us: int, rows: int, smallest: int) -> bool:
         """Whether the worst burst, were it to land right after that batch, would make it with subnet `smallest`.
 
-        It would keep all workers busy with many batches: they count as likely, not as long as they can get.
+        It would keep all workers busy with many batches: they count as likely, not as long as they can get. A batch is
+        at most so large that two of them fit into an SLO, as half of one may have gone when a worker is free.
         """
-        due_us, largest = self._due_us, self._largest
-        median_us = self._table[smallest][largest] * self._likely
+        due_us, medians_us, likely = self._due_us, self._table[smallest], self._likely
+        size = _within(medians_us, self._largest, self._slo_us / (2.0 * likely * self._factors[0]))
+        median_us = medians_us[size] * likely
         missing = max(0, self._queue.rows - rows) + self._burst
         for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
             if missing <= 0.0:
                 return True
             if at_us < due_us:
-                missing -= float(due_us - at_us) // (median_us * factor) * largest
+                missing -= float(due_us - at_us) // (median_us * factor) * size
         return missing <= 0.0 or not self._burst
 
     def overloaded(self, smallest: int) -> bool:
-        """Whether rows arrive faster than all workers could run them with subnet `smallest`, in full batches."""
-        largest = self._largest
-        return self._per_us > sum([largest / (self._table[smallest][largest] * factor) for factor in self._factors])
+        """Whether rows arrive faster than all workers could run them with subnet `smallest`, in full batches.
+
+        Where a full batch does not end within an SLO, in batches just too long to.
+        """
+        size = min(self._largest, self._useful + 1)
+        return self._per_us > sum([size / (self._table[smallest][size] * factor) for factor in self._factors])
 
     def _cut(self, rows: int) -> tuple[list[int], int, int]:
         """When batches behind the first `rows` rows are due, the earliest of them, and the rows of the largest."""
-        dues_us, packed = self._queue.batches(rows, self._largest, _MOST)
+        dues_us, packed = self._queue.batches(rows, self._useful, _MOST)
         coming_us, size = self._coming
         dues_us = [due_us - self._reply_us for due_us in dues_us]
         earliest_us = min(dues_us[:1] + coming_us[:1], default=0)  # both are in order
@@ -218,6 +228,28 @@ def _margin(view: View, target: float) -> float:
         return margin
     rows_per_s = len(view.workers) * largest / (full_us * margin) * 1e6
     return margin if view.rate.per_s(view.now_us) <= rows_per_s else view.residuals.margin(target, max(1.0, affordable))
+
+
+def _within(medians_us: tuple[int, ...], largest: int, us: float) -> int:
+    """Return the rows of the largest batch, at least 1 and at most `largest`, that takes no longer."""
+    return largest if medians_us[largest] <= us else max(1, bisect_right(medians_us, us, 1, largest) - 1)
+
+
+def _useful(medians_us: tuple[int, ...], largest: int, queue: EdfQueue, factor: float) -> int:
+    """Return the rows of the largest batch that an idle worker ends within the longest SLO that waits.
+
+    `factor` is what it takes over its median. Larger ones are of no use to anybody.
+    """
+    head = queue.head
+    slo_us = head.deadline_us - head.arrival_us
+    if medians_us[largest] * factor <= slo_us:  # nearly always: no need to look at others
+        return largest
+    return _within(medians_us, largest, _longest_us(queue) / factor)
+
+
+def _longest_us(queue: EdfQueue) -> int:
+    """Return the longest SLO among the queries at the front."""
+    return max([query.deadline_us - query.arrival_us for query in queue.first(_LIKE)])
 
 
 def _idle_for(view: View, us: float) -> bool:
