@@ -18,7 +18,7 @@ from common.sched.options import SchedulerOptions
 from common.sched.policies import View, parse_policy
 from common.sched.policies.foresight import Foresight
 from common.sched.policies.lookahead import Ahead, hull
-from common.sched.profile import Subnet
+from common.sched.profile import Profile, Subnet
 from common.sched.queue import EdfQueue
 from common.sched.types import Arrived, Batch, BatchDone, Choice, Query, WorkerHello
 from common.sched.worker import Worker
@@ -215,11 +215,11 @@ def test_one_subnet_is_enough() -> None:
     assert POLICY.choose(view) == Choice("small", 3)
 
 
-def surprised(rows: int, queued: int = 4) -> View:
+def surprised(rows: int, queued: int = 4, slo_us: int = 100_000) -> View:
     """A view at 1 s, SLO 100 ms, 20 ms after so many rows came at once, which nothing had announced."""
     now_us = 1_000_000
-    queries = [query(i, now_us + 100_000, now_us) for i in range(queued)]
-    view = seen(make_view(PROFILE, queries, 100_000)._replace(now_us=now_us, start_us=now_us))
+    queries = [query(i, now_us + slo_us, now_us) for i in range(queued)]
+    view = seen(make_view(PROFILE, queries, slo_us)._replace(now_us=now_us, start_us=now_us))
     view.rate.add(rows, now_us - 20_000)
     return view
 
@@ -237,6 +237,44 @@ def test_a_batch_is_as_long_as_what_is_there() -> None:
     """One row of big takes 20 ms, though four would fit: then small has time for five batches, 1.5 times 13 rows."""
     assert POLICY.choose(surprised(13, queued=1)) == Choice("big", 4)
     assert POLICY.choose(surprised(14, queued=1)) == Choice("small", 4)
+
+
+def test_a_burst_runs_in_batches_of_which_two_fit_into_an_slo() -> None:
+    """Under 30 ms an idle worker takes six rows, two batches of three in 14 ms each: not one of four and nothing else.
+
+    The other is in one row of big for 20 ms, and has no time for any. Six are 1.5 times four.
+    """
+
+    def choice(rows: int, slo_us: int) -> Choice | None:
+        view = surprised(rows, queued=1, slo_us=slo_us)
+        return POLICY.choose(view._replace(workers=(view.worker, Worker("other", PROFILE, 0))))
+
+    assert choice(4, 30_000) == Choice("big", 2)
+    assert choice(5, 30_000) == Choice("small", 4)
+    assert choice(4, 27_999) == Choice("small", 4)  # two of two rows
+
+
+def test_a_batch_beyond_an_slo_is_of_no_use() -> None:
+    """Within 26 ms the smallest subnet ends two rows of four: so two of the other are full enough.
+
+    The two behind have the second worker, and there a batch of two.
+    """
+    quick, better = (10_000, 20_000, 40_000), (12_000, 24_000, 48_000)
+    profile = make_profile(Subnet("quick", 70, quick, quick), Subnet("better", 80, better, better))
+    view = seen(make_view(profile, waiting(*[26_000] * 4), 26_000))
+    other = Worker("other", profile, 0)
+    assert POLICY.choose(view._replace(workers=(view.worker, other))) == Choice("better", 2)
+    other.free_us = 6_001
+    assert POLICY.choose(view._replace(workers=(view.worker, other))) == Choice("quick", 2)
+    assert POLICY.choose(view._replace(slack_us=25_000)) == Choice("quick", 2)  # 1 ms for the reply
+
+
+@pytest.mark.parametrize(("rows_per_s", "choice"), [(210, Choice("small", 1)), (220, None)])
+def test_full_batches_beyond_an_slo_carry_no_load(rows_per_s: int, choice: Choice | None) -> None:
+    """Under 12.5 ms no batch of three ends in its 14 ms, which would be 214 a second: 220 are more than can be run."""
+    view = seen(make_view(PROFILE, waiting(11_000, *[12_500] * 4), 11_000))
+    view.rate.add(rows_per_s // 10, view.now_us)
+    assert POLICY.choose(view) == choice
 
 
 def test_a_burst_takes_what_batches_take_at_the_median() -> None:
@@ -308,6 +346,38 @@ def test_bursts_out_of_silence_are_met() -> None:
     times_s = np.sort(np.concatenate((steady, bursts)))
     assert simulated("foresight:burst=0", times_s, 0) < 0.997
     assert simulated("foresight", times_s, 0) > 0.9985
+
+
+def test_an_slo_shorter_than_a_full_batch_is_no_reason_for_the_smallest_subnet() -> None:
+    """100 q/s on eight workers, SLO 7 ms, where 16 rows take 7.35: all are met, nearly all by the most accurate."""
+    workload = make_workload("poisson:rate=100", duration_s=10, slo_ms=7)
+    assert attained(simulate(Scheduler(POLICY), workload, REAL, 8, Conditions())) == (
+        1.0,
+        pytest.approx(80.16, abs=0.3),
+    )
+
+
+def test_batches_of_which_most_exceed_the_slo_are_no_capacity() -> None:
+    """Batches up to 512 of 2 ms a row, of which 14 rows end within 36 ms: overload does not end in batches of one.
+
+    Eight workers in these carry 3,100 q/s, in batches of 512 as many as 3,900, and in batches of one 800.
+    """
+    profile = Profile.from_dict(
+        {
+            **REAL.to_dict(),
+            "batch_sizes": [1, 512],
+            "subnets": [
+                {"id": name, "accuracy": accuracy, "median_us": [us, 103 * us], "p95_us": [us, 103 * us]}
+                for name, accuracy, us in (("small", 70, 10_000), ("big", 80, 20_000))
+            ],
+        }
+    )
+    workload = make_workload("poisson:rate=3500", duration_s=3)
+    attainment = {
+        policy: attained(simulate(Scheduler(parse_policy(policy)), workload, profile, 8, Conditions()))[0]
+        for policy in ("foresight", "slackfit")
+    }
+    assert attainment["foresight"] > max(0.5, attainment["slackfit"])
 
 
 @pytest.mark.parametrize("rate", [6_000, 7_000, 9_000])

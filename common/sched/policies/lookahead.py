@@ -49,7 +49,7 @@ def decide(view: View, options: Options) -> Choice | None:
     margin = _margin(view, options.target)
     budget_us = view.slack_us / (margin * worker.correction)
     ladder, table = hull(profile, worker.eligible(head.min_accuracy)), profile.latencies("median", head.rows)
-    useful = _useful(table[ladder[0]], profile.max_batch, view.queue, margin * worker.correction)
+    useful = _useful(table[ladder[0]], profile.max_batch, view, margin * worker.correction)
     wanted = max(head.rows, min(view.queue.rows, max(1, round(options.fill * useful))))
     ahead: Ahead | None = None
     rows = 0
@@ -114,7 +114,7 @@ class Ahead:
     """
 
     __slots__ = (
-        *("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_largest", "_likely"),
+        *("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_largest", "_least", "_likely"),
         *("_per_us", "_profile", "_queue", "_reply_us", "_slo_us", "_start_us", "_table", "_useful"),
     )
 
@@ -130,6 +130,7 @@ class Ahead:
         self._reply_us = queue.head.deadline_us - view.slack_us - view.start_us
         self._free_us = [other.free_us if other.free_us > now_us else now_us for other in others]
         self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
+        self._least = min(self._factors)
         self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
         # Who is to come is like who waits: the shortest of their SLOs is what a burst would have.
         self._slo_us = slo_us = max(1, min([query.deadline_us - query.arrival_us for query in queue.first(_LIKE)]))
@@ -137,8 +138,8 @@ class Ahead:
         self._burst = options.burst * view.rate.surprise(now_us)
         self._per_us = per_us = view.rate.per_s(now_us) / 1e6
         smallest = self._table[hull(profile, worker.cheapest)[0]]
-        fits = _within(smallest, self._largest, slo_us / self._factors[0])
-        self._useful = fits if fits == self._largest else _useful(smallest, self._largest, queue, self._factors[0])
+        fits = _within(smallest, self._largest, (slo_us - self._reply_us) / self._least)
+        self._useful = fits if fits == self._largest else _useful(smallest, self._largest, view, self._least)
         size = max(1, min(fits, round(per_us * slo_us * _ARRIVING)))
         count = min(_MOST, int(per_us * options.horizon_ms * 1e3 / size))
         first_us = float(self._due_us)
@@ -184,7 +185,7 @@ class Ahead:
         at most so large that two of them fit into an SLO, as half of one may have gone when a worker is free.
         """
         due_us, medians_us, likely = self._due_us, self._table[smallest], self._likely
-        size = _within(medians_us, self._largest, self._slo_us / (2.0 * likely * self._factors[0]))
+        size = _within(medians_us, self._largest, (self._slo_us - self._reply_us) / (2.0 * likely * self._least))
         median_us = medians_us[size] * likely
         missing = max(0, self._queue.rows - rows) + self._burst
         for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
@@ -235,16 +236,16 @@ def _within(medians_us: tuple[int, ...], largest: int, us: float) -> int:
     return largest if medians_us[largest] <= us else max(1, bisect_right(medians_us, us, 1, largest) - 1)
 
 
-def _useful(medians_us: tuple[int, ...], largest: int, queue: EdfQueue, factor: float) -> int:
+def _useful(medians_us: tuple[int, ...], largest: int, view: View, factor: float) -> int:
     """Return the rows of the largest batch that an idle worker ends within the longest SLO that waits.
 
     `factor` is what it takes over its median. Larger ones are of no use to anybody.
     """
-    head = queue.head
-    slo_us = head.deadline_us - head.arrival_us
-    if medians_us[largest] * factor <= slo_us:  # nearly always: no need to look at others
+    head = view.queue.head
+    reply_us = head.deadline_us - view.slack_us - view.start_us
+    if medians_us[largest] * factor <= head.deadline_us - head.arrival_us - reply_us:  # nearly always
         return largest
-    return _within(medians_us, largest, _longest_us(queue) / factor)
+    return _within(medians_us, largest, (_longest_us(view.queue) - reply_us) / factor)
 
 
 def _longest_us(queue: EdfQueue) -> int:
