@@ -351,10 +351,9 @@ def test_bursts_out_of_silence_are_met() -> None:
 def test_an_slo_shorter_than_a_full_batch_is_no_reason_for_the_smallest_subnet() -> None:
     """100 q/s on eight workers, SLO 7 ms, where 16 rows take 7.35: all are met, nearly all by the most accurate."""
     workload = make_workload("poisson:rate=100", duration_s=10, slo_ms=7)
-    assert attained(simulate(Scheduler(POLICY), workload, REAL, 8, Conditions())) == (
-        1.0,
-        pytest.approx(80.16, abs=0.3),
-    )
+    attainment, accuracy = attained(simulate(Scheduler(POLICY), workload, REAL, 8, Conditions()))
+    assert attainment == 1.0
+    assert accuracy > 79.9
 
 
 def test_batches_of_which_most_exceed_the_slo_are_no_capacity() -> None:

@@ -12,7 +12,8 @@ asks six questions, and each has its reason:
    have shown yet, so the margin starts high and shrinks with what was seen (`Residuals.margin`). A batch that took so
    long that no plan which carries the load could have saved it is not planned for.
 3. *Does it fill?* Only a subnet that runs `fill` of the largest batch, or all that is queued, within the head's slack:
-   part-filled batches of a large subnet waste the capacity that a burst needs.
+   part-filled batches of a large subnet waste the capacity that a burst needs. Here and below the largest batch is the
+   largest of any use: one that the smallest subnet ends within the longest SLO that waits, margin included.
 4. *What about those behind?* The batch is taken if the queue behind it, and the arrivals of the next `horizon_ms` at
    the measured rate, could all be met afterwards by the next lower hull subnet, on the times at which workers are
    predicted to be free. Otherwise one step down, and asked again. So accuracy falls one step before it must, not when
@@ -21,7 +22,8 @@ asks six questions, and each has its reason:
 5. *What if a burst came now?* The worst surprise lately (rows that arrived in 20 ms beyond what the rate announced),
    `burst` times, must fit into what the workers can run with the smallest subnet within an SLO. More than once, because
    a burst may fall into two windows, or be larger than the last. The smallest subnet has much room where the rate is
-   high and steady, so this binds where it must: where workers sit in long batches between bursts.
+   high and steady, so this binds where it must: where workers sit in long batches between bursts. Whole batches count,
+   so none of more than half an SLO: a worker that is free a moment late would count for nothing.
 6. *Is the head worth it?* If the smallest subnet can run only a part of a batch for the head, and serving it would cost
    those behind their deadlines, the head is let go: one is lost instead of many. And if they cannot be met either way
    since more arrives than the workers can run, heads are let go until a batch fills: part-filled batches would leave
