@@ -90,11 +90,15 @@ def _short(view: View, target: float, index: int, rows: int, wanted: int, margin
         return Choice(subnet, rows)
     if ahead.saved(view.start_us, 0, index):
         return None
-    if not ahead.overloaded(hull(profile, worker.cheapest)[0]):
+    medians_us, least = profile.latencies("median")[index], min(wanted, profile.max_batch)
+    # Batches that shrank while their heads waited must carry the load, or every head will have waited longer.
+    smallest = hull(profile, worker.cheapest)[0]
+    unwaited_us = (view.slack_us + view.now_us - head.arrival_us) / (margin * worker.correction)
+    shrank = index == smallest and rows < _within(medians_us, profile.max_batch, unwaited_us)
+    if not ahead.overloaded(smallest, rows if shrank else 0):
         return Choice(subnet, rows)
     # More comes than can be met: batches that fill, by what was seen, meet most of it, and part-filled ones least.
     margin = min(margin, view.residuals.quantile(target, prior=1.0))
-    medians_us, least = profile.latencies("median")[index], min(wanted, profile.max_batch)
     filling = bisect_right(medians_us, expected_us / margin, 1, profile.max_batch + 1) - 1
     if filling >= least:
         return Choice(subnet, max(filling, head.rows))
@@ -182,25 +186,30 @@ class Ahead:
         """Whether the worst burst, were it to land right after that batch, would make it with subnet `smallest`.
 
         It would keep all workers busy with many batches: they count as likely, not as long as they can get. A batch is
-        at most so large that two of them fit into an SLO, as half of one may have gone when a worker is free.
+        at most so large that two of them fit into an SLO, as half of one may have gone when a worker is free; or there
+        is one for all the time that is left.
         """
-        due_us, medians_us, likely = self._due_us, self._table[smallest], self._likely
-        size = _within(medians_us, self._largest, (self._slo_us - self._reply_us) / (2.0 * likely * self._least))
+        due_us, medians_us, likely, largest = self._due_us, self._table[smallest], self._likely, self._largest
+        size = _within(medians_us, largest, (self._slo_us - self._reply_us) / (2.0 * likely * self._least))
         median_us = medians_us[size] * likely
         missing = max(0, self._queue.rows - rows) + self._burst
         for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
             if missing <= 0.0:
                 return True
             if at_us < due_us:
-                missing -= float(due_us - at_us) // (median_us * factor) * size
+                left_us = float(due_us - at_us)
+                borne = left_us // (median_us * factor) * size
+                if size < largest:
+                    borne = max(borne, bisect_right(medians_us, left_us / (likely * factor), 1, largest + 1) - 1.0)
+                missing -= borne
         return missing <= 0.0 or not self._burst
 
-    def overloaded(self, smallest: int) -> bool:
-        """Whether rows arrive faster than all workers could run them with subnet `smallest`, in full batches.
+    def overloaded(self, smallest: int, rows: int = 0) -> bool:
+        """Whether rows arrive faster than all workers could run them with subnet `smallest` in batches of `rows`.
 
-        Where a full batch does not end within an SLO, in batches just too long to.
+        0: in full batches; where a full batch does not end within an SLO, in batches just too long to.
         """
-        size = min(self._largest, self._useful + 1)
+        size = rows or min(self._largest, self._useful + 1)
         return self._per_us > sum([size / (self._table[smallest][size] * factor) for factor in self._factors])
 
     def _cut(self, rows: int) -> tuple[list[int], int, int]:
