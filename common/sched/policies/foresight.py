@@ -23,12 +23,13 @@ asks six questions, and each has its reason:
    `burst` times, must fit into what the workers can run with the smallest subnet within an SLO. More than once, because
    a burst may fall into two windows, or be larger than the last. The smallest subnet has much room where the rate is
    high and steady, so this binds where it must: where workers sit in long batches between bursts. Whole batches count,
-   so none of more than half an SLO: a worker that is free a moment late would count for nothing.
+   of at most half an SLO, or one of what is left: else a worker that is free a moment late would count for nothing.
 6. *Is the head worth it?* If the smallest subnet can run only a part of a batch for the head, and serving it would cost
    those behind their deadlines, the head is let go: one is lost instead of many. And if they cannot be met either way
    since more arrives than the workers can run, heads are let go until a batch fills: part-filled batches would leave
-   every head less time than the one before, down to batches of one. But for nothing that cannot follow nobody is let
-   go, and a worker that idles takes whom it would: estimates that let everybody go would never be corrected.
+   every head less time than the one before, down to batches of one. Where a head had time for more rows when it came,
+   batches of as many as it has time for now must carry the load. But for nothing that cannot follow nobody is let go,
+   and a worker that idles takes whom it would: estimates that let everybody go would never be corrected.
 
 docs/scheduling.md has its figures beside SlackFit's, and where it fails.
 """
