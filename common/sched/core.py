@@ -27,7 +27,9 @@
 #
 # 3) Ask the policy for subnet and rows, and pack: the head, then queries in EDF order while rows fit, passing over
 #    those that need more accuracy than the subnet has. Dispatch, and go to 1. The slack that the policy sees allows for
-#    the running batch to take longer than predicted, as batches lately did (`start_quantile`).
+#    the running batch to take longer than predicted, as batches lately did (`start_quantile`). The core holds a choice
+#    to its bounds: for a subnet below the head's floor it takes the quickest that reaches it, with no more rows than it
+#    runs within the slack, and rows are at least the head's and at most the largest batch.
 #
 # 4) Say when to be called again (WakeAt): at the earliest of a worker's dispatch-ahead moment and the head's expiry.
 #
@@ -48,7 +50,7 @@ from typing import assert_never
 from common.sched.degraded import why_degraded
 from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
 from common.sched.options import SchedulerOptions
-from common.sched.policies.base import Policy, View, best_of, learner_of
+from common.sched.policies.base import Policy, View, best_of, learner_of, shrunk
 from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.types import (
@@ -347,6 +349,7 @@ class Scheduler:
 
     def _dispatch(self, head: Query, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
         """Fill a worker with the head and what the policy packs with it, or let the head go if the policy says so."""
+        profile = worker.profile
         choice: Choice | None = None
         slack_us = -1
         if not late:
@@ -358,10 +361,14 @@ class Scheduler:
             if choice is None and self.options.late == "drop":
                 self._reject(self._queue.pop(), "late", now_us, out)
                 return
+            if choice is not None and profile.accuracy(choice.subnet) < head.min_accuracy:
+                reaching = shrunk(view)
+                choice = Choice(reaching.subnet, min(choice.rows, reaching.rows))
         if choice is None:
-            choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), worker.profile.max_batch)
+            choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), profile.max_batch)
         queued = self._queue.rows
-        queries = self._queue.take(choice.rows, worker.profile.accuracy(choice.subnet))
+        most = max(head.rows, min(choice.rows, profile.max_batch))
+        queries = self._queue.take(most, profile.accuracy(choice.subnet))
         rows = queued - self._queue.rows
         batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
         self._next_batch += 1

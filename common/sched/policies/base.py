@@ -84,9 +84,9 @@ class Policy(Protocol):
         ...
 
     def choose(self, view: View) -> Choice | None:
-        """Return subnet and rows for the batch that starts with the head, never below the head's minimum accuracy.
+        """Return subnet and rows for the batch that starts with the head, None to let the head go: it is then late.
 
-        None lets the head go: it is then treated as late.
+        The core keeps it within bounds: the head's minimum accuracy, its rows, the largest batch.
         """
         ...
 
@@ -155,10 +155,16 @@ def late_choice(view: View, late: LateChoice) -> Choice | None:
     """
     if late == "shed":
         return None
+    if late == "shrink":
+        return shrunk(view)
+    head = view.head
+    return Choice(view.worker.cheapest_for(head.min_accuracy, head.rows), max(head.rows, view.profile.max_batch))
+
+
+def shrunk(view: View) -> Choice:
+    """Return the cheapest eligible subnet with the largest batch that it runs within the head's slack at the median."""
     profile, head = view.profile, view.head
     subnet = view.worker.cheapest_for(head.min_accuracy, head.rows)
-    if late == "drain":
-        return Choice(subnet, max(head.rows, profile.max_batch))
     return Choice(subnet, max(head.rows, fitting_rows(profile, profile.index(subnet), view.slack_us, "median")))
 
 
