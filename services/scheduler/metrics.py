@@ -124,6 +124,7 @@ class Metrics(Collector):
             f"{name}degraded_queries", "Queries dispatched below the best subnet", *by("reason", counts.degraded)
         )
         yield metrics.counter(f"{name}batches", "Batches dispatched, by subnet", *by("subnet", counts.batches))
+        yield metrics.counter(f"{name}policy_failures", "Errors of the policy", {one: core.failures}, ["model"])
         yield metrics.gauge(f"{name}queue_queries", "Queries that wait", {one: self._queries()}, ["model"])
         yield metrics.gauge(f"{name}queue_rows", "Rows that wait", {one: core.queued_rows}, ["model"])
         yield metrics.histogram(f"{name}batch_rows", "Rows of a batch", {model: counts.batch_rows})
