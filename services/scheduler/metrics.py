@@ -85,10 +85,16 @@ def debt(best: float, accuracy: Mapping[str, float], gained: Mapping[str | None,
 
 
 class Metrics(Collector):
-    """One scheduler's metrics. ``queries`` tells how many wait, ``refused`` how many workers cannot be used."""
+    """One scheduler's metrics. ``core`` gives the one that decides now, ``queries`` how many wait, ``refused`` how many
+    workers cannot be used."""
 
     def __init__(
-        self, model: str, counts: Counts, core: Scheduler, queries: Callable[[], int], refused: Callable[[], int]
+        self,
+        model: str,
+        counts: Counts,
+        core: Callable[[], Scheduler],
+        queries: Callable[[], int],
+        refused: Callable[[], int],
     ) -> None:
         self.leading = False
         self._model = model
@@ -108,7 +114,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client."""
-        counts, core, model = self._counts, self._core, self._model
+        counts, core, model = self._counts, self._core(), self._model
         one = (model,)
 
         def by(label: str, values: Mapping[str, float]) -> tuple[dict[tuple[str, ...], float], list[str]]:
@@ -148,7 +154,7 @@ class Metrics(Collector):
 
     def _workers(self) -> dict[str, float]:
         states = Counter(dict.fromkeys(STATES, 0))
-        states.update(state(worker) for worker in self._core.workers.values())
+        states.update(state(worker) for worker in self._core().workers.values())
         states["refused"] = self._refused()
         return dict(states)
 
@@ -158,7 +164,7 @@ class Metrics(Collector):
         return owing
 
     def _debt(self) -> float:
-        subnets = [subnet for worker in self._core.workers.values() for subnet in worker.profile.subnets]
+        subnets = [subnet for worker in self._core().workers.values() for subnet in worker.profile.subnets]
         if subnets:
             self._accuracy |= {subnet.id: subnet.accuracy for subnet in subnets}
             self._best = max(subnet.accuracy for subnet in subnets)

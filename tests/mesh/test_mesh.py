@@ -24,7 +24,7 @@ from common.settings import SchedulerSettings, WorkerSettings
 from services.scheduler.scheduler import SchedulerService
 from services.worker.start import build
 from services.worker.worker import Worker
-from tests.mesh.peer import IMAGE, Peer, until
+from tests.mesh.peer import IMAGE, Peer, until, wall_us
 
 Running = Callable[[Service], AbstractAsyncContextManager[Tasks]]
 
@@ -293,6 +293,41 @@ async def test_standby_takes_over(
             assert (await peer.wait_for_workers(1)).scheduler != leader
         finally:
             await second.__aexit__(None, None, None)
+
+
+async def test_standby_gives_ids_of_its_own(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running, tmp_path: Path
+) -> None:
+    """No batch of a standby that takes over has an id that its leader may have given since: they count from the lease,
+    and the event log says from where."""
+    paths = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first, second = (scheduler(redis_url, model_folder, event_log=str(path)) for path in paths)
+
+    def batches(path: Path) -> list[int]:
+        steps = replay(path.read_text().splitlines())
+        return [c.batch.id for _, _, commands in steps for c in commands if isinstance(c, Dispatch)]
+
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(worker(redis_url, model_folder, profile_file())),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        async with running(first):
+            await stack.enter_async_context(running(second))  # built, and standing by, as soon as its leader
+            leader = (await peer.wait_for_workers(1)).scheduler
+            await peer.collect(await peer.send([peer.record()]))
+            given_us = wall_us()
+
+        async def took_over() -> bool:
+            status = await peer.status()
+            return status is not None and status.scheduler != leader and len(status.workers) == 1
+
+        await until(took_over)
+        ids = await peer.send([peer.record()])
+        await peer.collect(ids)
+        answered = [peer.answers[i][0][0].batch for i in ids]
+    assert batches(paths[0])[-1] < given_us < batches(paths[1])[0]
+    assert answered == batches(paths[1])
 
 
 async def test_redis_that_forgets_everything(
