@@ -16,6 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 HERE = Path(__file__).parent
 IN_A_LANE = "PYTEST_XDIST_WORKER" in os.environ
 NICENESS = 10
+TIMEOUT_S = 600  # of a calm test beside timed ones
 TIMED = "timed"
 # What only computes, the long ones first.
 CALM = (
@@ -64,9 +65,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring timed tests to the front, so that the first process takes them all."""
-    if IN_A_LANE:
-        items.sort(key=lambda item: place(item.path))
+    """Bring timed tests to the front, so that the first process takes them all; give calm ones time to give way."""
+    if not IN_A_LANE:
+        return
+    items.sort(key=lambda item: place(item.path))
+    for item in items:
+        if place(item.path) >= 0 and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 @cache
