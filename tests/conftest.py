@@ -9,12 +9,16 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from common import embedded, log
 from common.runtime import Service, Tasks
 
 pytest_plugins = ["tests.lanes"]
+# What Hypothesis finds must not depend on how busy the machine is.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 GRACE_S = 15.0
 TENSORS = {

@@ -20,7 +20,7 @@ from tests.supernet.test_artifact import NOTES, SPEC, subnet
 
 BUDGET = Budget(
     screened=10, refined=4, hosted=30, finalists=5, baselines=2, subnets=4,
-    screen_rows=100, calibration_rows=64, final_calibration_rows=64, screen_runs=3, runs=3,
+    screen_rows=100, calibration_rows=64, final_calibration_rows=64, screen_runs=3, runs=7,
 )  # fmt: skip
 STAGES = {"screen", "refine", "host", "calibrate", "measure", "profile"}
 
