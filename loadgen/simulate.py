@@ -17,20 +17,18 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, count, repeat
 from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.sched.core import NEVER, Scheduler
 from common.sched.eventlog import EventLog
-from common.sched.options import Late, SchedulerOptions
 from common.sched.policies import spec_of
-from common.sched.profile import Profile, Subnet
+from common.sched.profile import Profile
 from common.sched.types import (
     Arrived,
     Batch,
@@ -43,94 +41,22 @@ from common.sched.types import (
     WorkerHello,
     WorkerLost,
 )
+from loadgen.conditions import P95, Conditions, Costs
 from loadgen.records import Column, Records
 from loadgen.report import met_slo
 from loadgen.workload import Workload
 
-MEDIAN, P95, P99 = 0.6745, 1.9600, 2.5758  # of |N(0, 1)|
 SIMULATED = "simulated"  # the executor that a simulated answer names
-_NEAR = 3  # measured delays before and behind a moment, of which one is drawn
 _CHUNK = 8192  # queries made at a time
 _TICK = Tick()
 _query = partial(tuple.__new__, Query)  # what Query._make does, in a third of the time
 
 
-@dataclass(frozen=True, slots=True)
-class Delays:
-    """What something took, as measured, and when: `us[i]` at `at_us[i]` after the start, ascending, at least one."""
-
-    at_us: tuple[int, ...]
-    us: tuple[int, ...]
-
-    def near(self, at_us: int, random: random.Random) -> int:
-        """Draw one of the few measured around that moment."""
-        place = bisect_right(self.at_us, at_us)
-        return self.us[random.randrange(max(0, place - _NEAR), min(len(self.us), place + _NEAR))]
-
-    def last(self, at_us: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The one measured last at each of these moments, before all the first."""
-        places = np.searchsorted(np.array(self.at_us), at_us, side="right") - 1
-        return np.array(self.us)[np.maximum(places, 0)]
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a mesh was measured to cost beside its profile, over a run.
-
-    The way of a query from its stamp to the core, a dispatch's to its worker, what a batch takes longer, a report's way
-    to the core, and a reply's to the client, with what the query needed to be stamped; and how late the core is woken.
-    """
-
-    ingress: Delays
-    dispatches: Delays
-    overheads: Delays
-    reports: Delays
-    replies: Delays
-    wakes: Delays
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What the world does to a batch. Times in microseconds.
-
-    A batch takes median x (1 + |N(0, jitter)|), doubled with probability `tail`, plus `overhead_us`, plus
-    `actuation_us` if its worker ran another subnet before. `hop_us` is the way of one message: a dispatch to its
-    worker, a report or a reply back. `deaths` and `joins` are (time, worker): a worker that joins is not there before.
-    From a time on, a worker in `slow` takes so many times as long: (time, worker, factor). `costs` come on top.
-    """
-
-    jitter: float = 0.0
-    tail: float = 0.0
-    overhead_us: int = 0
-    hop_us: int = 0
-    actuation_us: int = 0
-    deaths: tuple[tuple[int, str], ...] = ()
-    joins: tuple[tuple[int, str], ...] = ()
-    slow: tuple[tuple[int, str, float], ...] = ()
-    costs: Costs | None = None
-    seed: int = 0
-
-    def measured(self, profile: Profile, upper: float = P95) -> Profile:
-        """Return the profile that a worker would measure in these conditions; `tail` is too rare to show in a p95.
-
-        upper: the quantile of |N(0, 1)| that it announces as its p95.
-        """
-        subnets = tuple(self._measured(subnet, upper) for subnet in profile.subnets)
-        return replace(profile, subnets=subnets, actuation_us=self.actuation_us)
-
-    def _measured(self, subnet: Subnet, upper: float) -> Subnet:
-        median, p95 = (1.0 + self.jitter * z for z in (MEDIAN, upper))
-        return replace(
-            subnet,
-            median_us=tuple(round(us * median) + self.overhead_us for us in subnet.median_us),
-            p95_us=tuple(round(us * p95) + self.overhead_us for us in subnet.median_us),
-        )
-
-
 class _Served(NamedTuple):
-    """A batch that has ended: its query ids, where it ran, and when it was sent, started, ended and answered."""
+    """A batch that has ended, its rows, and when it was sent, started, ended and answered."""
 
     batch: Batch
+    rows: int
     sent_us: int
     started_us: int
     finished_us: int
@@ -153,7 +79,9 @@ class Simulation:
     ) -> None:
         self.scheduler = scheduler
         self._log = log
-        self._conditions = conditions
+        self._jitter, self._tail, self._slow = conditions.jitter, conditions.tail, conditions.slow
+        self._overhead_us, self._actuation_us = conditions.overhead_us, conditions.actuation_us
+        self._hop_us, self._costs = conditions.hop_us, conditions.costs
         self._random = random.Random(conditions.seed)
         self._profiles = dict(workers)
         self._alive: set[str] = set()
@@ -180,7 +108,7 @@ class Simulation:
     def _play(self, workload: Workload, progress: Callable[[int], None] | None) -> None:
         scheduler, heap = self.scheduler, self._heap
         alike = len({tenant.slo_ms for tenant in workload.tenants}) == 1
-        for queries, times_us in _chunks(workload, self._conditions.costs):
+        for queries, times_us in _chunks(workload, self._costs):
             at, end = 0, len(queries)
             while at < end:
                 arrival_us = times_us[at]
@@ -224,7 +152,7 @@ class Simulation:
         """Tell the core of an event, and do as it says."""
         if self._log is not None:
             self._log.append(event, now_us)
-        self._wake_us, costs = NEVER, self._conditions.costs
+        self._wake_us, costs = NEVER, self._costs
         for command in self.scheduler.handle(event, now_us):
             if isinstance(command, WakeAt):
                 self._wake_us = command.at_us
@@ -236,30 +164,31 @@ class Simulation:
                 self._rejected[command.query.id] = command.reason
 
     def _start(self, batch: Batch, now_us: int) -> None:
-        world, worker = self._conditions, batch.worker
-        factor = 1.0 + abs(self._random.gauss(0.0, world.jitter)) if world.jitter else 1.0
-        if world.tail and self._random.random() < world.tail:
+        batch_id, worker, subnet, _ = batch
+        costs, rows, factor = self._costs, batch.rows, 1.0
+        if self._jitter:
+            factor += abs(self._random.gauss(0.0, self._jitter))
+        if self._tail and self._random.random() < self._tail:
             factor *= 2.0
-        dispatch_us = report_us = reply_us = world.hop_us
-        overhead_us = world.overhead_us
-        if world.costs:
-            dispatch_us += world.costs.dispatches.near(now_us, self._random)
-            overhead_us += world.costs.overheads.near(now_us, self._random)
+        dispatch_us = report_us = reply_us = self._hop_us
+        overhead_us = self._overhead_us
+        if costs is not None:
+            dispatch_us += costs.dispatches.near(now_us, self._random)
+            overhead_us += costs.overheads.near(now_us, self._random)
         started_us = max(now_us + dispatch_us, self._free_us[worker])
-        for since_us, name, slower in world.slow:
+        for since_us, name, slower in self._slow:
             if name == worker and started_us >= since_us:
                 factor *= slower
-        median_us = self._profiles[worker].latency_us(batch.subnet, batch.rows)
-        finished_us = started_us + round(median_us * factor) + overhead_us
-        if world.actuation_us and self._loaded.get(worker) != batch.subnet:
-            self._loaded[worker] = batch.subnet
-            finished_us += world.actuation_us
+        finished_us = started_us + round(self._profiles[worker].latency_us(subnet, rows) * factor) + overhead_us
+        if self._actuation_us and self._loaded.get(worker) != subnet:
+            self._loaded[worker] = subnet
+            finished_us += self._actuation_us
         self._free_us[worker] = finished_us
-        if world.costs:
-            report_us += world.costs.reports.near(finished_us, self._random)
-            reply_us += world.costs.replies.near(finished_us, self._random)
-        self._running[worker, batch.id] = _Served(batch, now_us, started_us, finished_us, finished_us + reply_us)
-        self._at(finished_us + report_us, BatchDone(worker, batch.id, started_us, finished_us))
+        if costs is not None:
+            report_us += costs.reports.near(finished_us, self._random)
+            reply_us += costs.replies.near(finished_us, self._random)
+        self._running[worker, batch_id] = _Served(batch, rows, now_us, started_us, finished_us, finished_us + reply_us)
+        self._at(finished_us + report_us, BatchDone(worker, batch_id, started_us, finished_us))
 
     def _at(self, time_us: int, event: Event) -> None:
         heapq.heappush(self._heap, (time_us, next(self._count), event))
@@ -289,7 +218,7 @@ class Simulation:
             sent_s=workload.intended_s,
             done_s=done_s,
             accuracy=column([accuracies[one.batch.subnet] for one in served]),
-            batch_size=column([one.batch.rows for one in served]),
+            batch_size=column([one.rows for one in served]),
             queue_ms=(started_s - workload.intended_s) * 1e3,
             inference_ms=column([(one.finished_us - one.started_us) / 1e3 for one in served]),
             deadline_met=np.full(len(done_s), math.nan),
@@ -303,16 +232,6 @@ class Simulation:
             errors=self._rejected,
         )
         return replace(records, deadline_met=np.where(np.isnan(done_s), math.nan, met_slo(records)))
-
-
-def core_options(conditions: Conditions, late: Late = "drop") -> SchedulerOptions:
-    """Return the options of a core that knows these conditions.
-
-    A reply takes `hop_us`. Where messages take no time nothing is dispatched ahead: there is no round trip to hide, and
-    a query that is bound to a worker that overruns could have gone to another.
-    """
-    instant = conditions.hop_us == 0 and conditions.costs is None
-    return SchedulerOptions(late=late, reply_margin_us=conditions.hop_us, max_in_flight=1 if instant else 2)
 
 
 def simulate(

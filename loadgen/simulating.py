@@ -15,10 +15,11 @@ from common.sched.eventlog import EventLog
 from common.sched.options import Late
 from common.sched.policies import Policy, PolicyError, parse_policy
 from common.sched.profile import Profile
+from loadgen.conditions import Conditions, core_options
 from loadgen.errors import InputError
 from loadgen.profiles import load_profile
 from loadgen.report import Report, RunInfo, make_report
-from loadgen.simulate import Conditions, core_options, simulate
+from loadgen.simulate import simulate
 from loadgen.workload import make_workload
 
 

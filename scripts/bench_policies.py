@@ -29,11 +29,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from common.sched.policies import PolicyError, parse_policy
+from loadgen.conditions import P95, P99, Conditions
 from loadgen.errors import InputError
 from loadgen.evaluation.cases import Case, World, play
 from loadgen.evaluation.experiments import ACCELS, CV2, ENDS, JITTERS, OVERHEADS_US, VARIANTS
 from loadgen.report import attained
-from loadgen.simulate import P95, P99, Conditions
 from loadgen.traces import make_arrivals
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,8 +25,9 @@ from common.sched import (
     WorkerHello,
 )
 from common.sched.policies import parse_policy
+from loadgen.conditions import Conditions
 from loadgen.report import attained
-from loadgen.simulate import Conditions, simulate
+from loadgen.simulate import simulate
 from loadgen.workload import make_workload
 
 ROOT = Path(__file__).resolve().parent.parent

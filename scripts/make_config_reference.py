@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from common.compiled import SWITCH
 from common.settings import ENV_PREFIX, REDIS_URL, ServiceSettings
 
 FILE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -27,6 +28,8 @@ Every flag of a service is an environment variable too. There is nothing else: n
 A flag wins over its variable, which wins over the default; `{REDIS_URL}` counts where neither `--redis` nor
 `{ENV_PREFIX}REDIS` is given. A wrong value ends the process at its start with exit code 2 and a line that names key
 and value. What holds is logged once, as the event `settings`, without the password in the URL of Redis.
+
+Beside these there is `{SWITCH}=0`, which runs the core from its sources where it is compiled (`scripts/compile`).
 
 `superserve COMMAND --help` says the same. The variables of containers are in [.env.example](../.env.example), those of
 pods in [settings.env](../deploy/kubernetes/base/settings.env), the options of policies in `superserve policies`.

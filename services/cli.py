@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from common import log
+from common import compiled, log
 from common.errors import ConfigError
 from common.runtime import run
 from common.settings import (
@@ -83,7 +83,7 @@ def command(args: list[str]) -> int:
         kind, make = _COMMANDS[name]
         settings = load(kind, flags, program=f"superserve {name}")
         log.configure(name, settings.log_level, json=settings.log_json)
-        log.get(__name__).info("settings", **settings.shown())
+        log.get(__name__).info("settings", compiled=compiled.in_use(), **settings.shown())
         return run(make(settings), settings.grace_s)
     except ConfigError as error:
         print(f"superserve {name}: {error.message}", file=sys.stderr)  # noqa: T201

@@ -190,17 +190,15 @@ class Scheduler:
     def _arrived(self, queries: Sequence[Query], now_us: int, out: list[Command]) -> None:
         live, room = self._live, self.options.max_queue_rows - self._queue.rows
         ids, rows = set(map(_ID, queries)), sum(map(ROWS, queries))
+        min_accuracy = max(map(MIN_ACCURACY, queries), default=0.0)
         accepted = queries
         if (
-            len(ids) == len(queries)
-            and rows <= room
-            and max(map(MIN_ACCURACY, queries), default=0.0) <= self.best_accuracy
-            and live.isdisjoint(ids)
+            len(ids) == len(queries) and rows <= room and min_accuracy <= self.best_accuracy and live.isdisjoint(ids)
         ):  # nearly always: all are new and all may enter
             live |= ids
         else:
             accepted, rows = self._admit(queries, room, out)
-        self._queue.push(accepted)
+        self._queue.extend(accepted, rows, min_accuracy)
         self.accepted += len(accepted)
         self.rate.add(rows, now_us)
         if self._learner is not None:
@@ -231,7 +229,7 @@ class Scheduler:
         if item.found_idle:
             self.delay.add(event.started_us - item.dispatched_us)
         self.residuals.add((event.finished_us - event.started_us) / item.expected_us)
-        self._live.difference_update([query.id for query in item.batch.queries])
+        self._live.difference_update(map(_ID, item.batch.queries))
         self.done += len(item.batch.queries)
         if self._learner is not None:
             self._learner.finished(item.batch, event)
@@ -259,7 +257,8 @@ class Scheduler:
         self.accepted += len(ids - self._live)
         self._live |= ids
         self._next_batch = max(self._next_batch, batch.id + 1)
-        worker.assign(batch._replace(worker=worker.name, queries=queries), now_us, 0)
+        batch = batch._replace(worker=worker.name, queries=queries)
+        worker.assign(batch, batch.rows, now_us, 0)
 
     def _lost(self, name: str, now_us: int, out: list[Command]) -> None:
         worker = self._workers.pop(name, None)
@@ -363,12 +362,14 @@ class Scheduler:
                 return
         if choice is None:
             choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), worker.profile.max_batch)
+        queued = self._queue.rows
         queries = self._queue.take(choice.rows, worker.profile.accuracy(choice.subnet))
+        rows = queued - self._queue.rows
         batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
         self._next_batch += 1
         quantile = self.options.start_quantile
         degraded = why_degraded(worker, head, choice.subnet, self.best_accuracy, slack_us, self.residuals, quantile)
-        worker.assign(batch, now_us, self.delay.us)
+        worker.assign(batch, rows, now_us, self.delay.us)
         out.append(Dispatch(batch, degraded))
 
     def _reject(self, query: Query, reason: Reason, now_us: int, out: list[Command]) -> None:

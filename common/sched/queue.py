@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import chain, pairwise
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from operator import attrgetter, lt
+from typing import Any
 
 from common.sched.types import DEADLINE_US, MIN_ACCURACY, ROWS, Query
 
@@ -25,11 +26,12 @@ class EdfQueue:
     and move nothing. At 10,000 queries an insertion in the middle moves 40 kB, which is a microsecond or two.
     """
 
-    __slots__ = ("_front", "_items", "rows")
+    __slots__ = ("_front", "_items", "_min_accuracy", "rows")
 
     def __init__(self) -> None:
         self._items: list[Query] = []
         self._front = 0
+        self._min_accuracy = 0.0  # none that waits needs more, nor any that came since the queue was empty
         self.rows = 0
 
     def __len__(self) -> int:
@@ -82,14 +84,24 @@ class EdfQueue:
 
     def push(self, queries: Iterable[Query]) -> None:
         """Add queries, whose ids must not be in the queue."""
-        items, queries = self._items, tuple(queries)
-        places = list(map(_order, chain(items[max(self._front, len(items) - 1) :], queries)))
-        if all(map(lt, places, places[1:])):  # nearly always: they came in order
+        queries = tuple(queries)
+        self.extend(queries, sum(map(ROWS, queries)), max(map(MIN_ACCURACY, queries), default=0.0))
+
+    def extend(self, queries: Sequence[Query], rows: int, min_accuracy: float) -> None:
+        """Add queries as `push` does, where their rows in all and the greatest accuracy they need are known."""
+        items = self._items
+        last = items[max(self._front, len(items) - 1) :]
+        if not last or min_accuracy > self._min_accuracy:
+            self._min_accuracy = min_accuracy
+        pack = [*last, *queries]
+        if _ascend(list(map(DEADLINE_US, pack))) or _ascend(
+            list(map(_order, pack))
+        ):  # nearly always: they came in order
             items += queries
         else:
             for query in queries:
                 insort(items, query, lo=self._front, key=_order)
-        self.rows += sum(map(ROWS, queries))
+        self.rows += rows
 
     def take(self, max_rows: int, accuracy: float) -> tuple[Query, ...]:
         """Remove and return the queries of one batch: the head always, then the next in order while their rows fit.
@@ -100,7 +112,7 @@ class EdfQueue:
         items, i = self._items, self._front
         if self.rows == len(items) - i:  # one row each, as nearly always: if all may go, they go as they stand
             alike = items[i : i + max(1, max_rows)]
-            if max(map(MIN_ACCURACY, alike[1:]), default=0.0) <= accuracy:
+            if self._min_accuracy <= accuracy or max(map(MIN_ACCURACY, alike[1:]), default=0.0) <= accuracy:
                 self._front += len(alike)
                 self.rows -= len(alike)
                 self._compact()
@@ -140,8 +152,14 @@ class EdfQueue:
         items = self._items[self._front :]
         assert all(_order(a) < _order(b) for a, b in pairwise(items)), "queue out of order"
         assert self.rows == sum(item.rows for item in items), "queued rows miscounted"
+        assert max(map(MIN_ACCURACY, items), default=0.0) <= self._min_accuracy, "the greatest demand is forgotten"
 
     def _compact(self) -> None:
         if self._front > _COMPACT and self._front * 2 > len(self._items):
             del self._items[: self._front]
             self._front = 0
+
+
+def _ascend(keys: list[Any]) -> bool:
+    """Whether each is greater than the one before it."""
+    return all(map(lt, keys, keys[1:]))

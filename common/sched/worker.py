@@ -58,6 +58,13 @@ class Worker:
         self.floors_us = tuple(profile.floor_us(cheapest, rows) for rows in range(profile.max_batch + 1))
         self.rank = (self.floors_us[-1], -profile.subnets[-1].accuracy, self.name)
 
+    def as_if_free_at(self, free_us: int) -> Worker:
+        """Return a worker like this one but free at another moment, for a policy to think with."""
+        other = Worker(self.name, self.profile, self.cheapest, self.best)
+        other.batches, other.correction, other.subnet = self.batches, self.correction, self.subnet
+        other.draining, other.free_us = self.draining, free_us
+        return other
+
     def eligible(self, min_accuracy: float) -> int:
         """Index of the first subnet, by accuracy, that may serve `min_accuracy`; `len(subnets)` if none can."""
         if min_accuracy <= 0.0:
@@ -85,12 +92,12 @@ class Worker:
         overrun = residuals.quantile(quantile, prior=1.0) - 1.0
         return max(ready_us, self.free_us + round(running.expected_us * overrun))
 
-    def assign(self, batch: Batch, now_us: int, delay_us: int) -> None:
-        """Add a batch dispatched now, and move the moment when the worker is predicted to be free.
+    def assign(self, batch: Batch, rows: int, now_us: int, delay_us: int) -> None:
+        """Add a batch of so many rows dispatched now, and move the moment when the worker is predicted to be free.
 
         A batch of another subnet than the one before, as the first one is, costs the profile's actuation as well.
         """
-        median_us = self.profile.latency_us(batch.subnet, max(1, batch.rows))
+        median_us = self.profile.latency_us(batch.subnet, max(1, rows))
         expected_us = max(1, round(median_us * self.correction))
         if batch.subnet != self.subnet:
             expected_us += self.profile.actuation_us

@@ -30,6 +30,7 @@ import uvloop
 from common.sched.eventlog import fresh_scheduler, replay
 from common.sched.profile import Profile
 from common.sched.types import Arrived, Batch, BatchDone, Dispatch, Reject, Tick, WakeAt, WorkerLost
+from loadgen.conditions import Conditions, Costs, Delays
 from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.cases import CNN, Case, World
 from loadgen.evaluation.experiments import MAXBATCH, OURS, SLACKFIT
@@ -38,7 +39,7 @@ from loadgen.profiles import load_profile
 from loadgen.records import Records
 from loadgen.replay import ReplayOptions, record
 from loadgen.report import Report, make_report
-from loadgen.simulate import Conditions, Costs, Delays, Simulation
+from loadgen.simulate import Simulation
 
 MOST = {"attainment_difference": 0.01, "accuracy_difference": 0.3, "share_difference": 0.05}  # accuracy in points
 SCALE = 16.0

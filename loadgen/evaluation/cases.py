@@ -16,10 +16,11 @@ from common.sched.options import Late
 from common.sched.policies import parse_policy
 from common.sched.profile import Profile
 from loadgen.bounds import Bound, fluid, optimum
+from loadgen.conditions import P95, Conditions, core_options
 from loadgen.profiles import load_profile
 from loadgen.records import Records
 from loadgen.report import Report, RunInfo, make_report
-from loadgen.simulate import P95, Conditions, core_options, simulate
+from loadgen.simulate import simulate
 from loadgen.workload import Workload, make_workload
 
 LATE = "late"  # the reason with which the core rejects a query out of reach

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from common import compiled
 from loadgen.bounds import require_scipy
 from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.agreement import SCALE, LiveOptions, agreement
@@ -96,6 +97,7 @@ def _run(options: EvaluateOptions, seconds: float) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "version": package_version(),
+        "compiled": compiled.in_use(),
         "quick": options.quick,
         "day": day,
         "seed": 0,

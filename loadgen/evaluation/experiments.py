@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from common.sched.options import Late
+from loadgen.conditions import Conditions
 from loadgen.evaluation.cases import TRANSFORMER, Case, World
 from loadgen.profiles import load_profile
-from loadgen.simulate import Conditions
 
 OURS, SLACKFIT, PAPERS_SLACKFIT = "foresight", "slackfit", "slackfit:quantile=median"
 MAXBATCH, MAXACC, INFAAS, PROTEUS, BROWNOUT = "maxbatch", "maxacc", "infaas", "proteus", "brownout"

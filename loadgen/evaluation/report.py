@@ -31,7 +31,7 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Made by `loadgen evaluate` on {run['date']}, in {run['seconds']:.0f} s on {run['cores']} cores "
         f"({run['machine']}), Python {run['python']}, superserve-mesh {run['version']}"
-        f"{'; a quick look, `--quick`' if run['quick'] else ''}."
+        f"{', compiled' if run['compiled'] else ''}{'; a quick look, `--quick`' if run['quick'] else ''}."
     )
     yield (
         f"Simulated with the live scheduler's own core. Profiles: `{CNN}` and `{TRANSFORMER}`, neither of them "

@@ -12,6 +12,7 @@ from PIL import Image
 from common.sched import Scheduler, SchedulerOptions, parse_policy
 from common.sched.eventlog import EventLog
 from common.sched.profile import Profile
+from loadgen.conditions import Conditions, Costs, Delays
 from loadgen.errors import InputError, LoadgenError
 from loadgen.evaluation.agreement import (
     MOST,
@@ -30,7 +31,7 @@ from loadgen.evaluation.plots import draw_agreement
 from loadgen.evaluation.report import agreement_section
 from loadgen.profiles import load_profile
 from loadgen.report import Report, RunInfo, make_report
-from loadgen.simulate import Conditions, Costs, Delays, Simulation
+from loadgen.simulate import Simulation
 from loadgen.workload import make_workload
 
 COSTS = Costs(*(Delays((0,), (us,)) for us in (500, 1_000, 300, 2_000, 7_000, 900)))

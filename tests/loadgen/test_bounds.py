@@ -18,9 +18,10 @@ from common.sched.policies import parse_policy
 from common.sched.profile import Profile, Subnet
 from common.sched.types import Query
 from loadgen.bounds import fluid, latency_factor, optimum, search, zilp
+from loadgen.conditions import Conditions
 from loadgen.errors import InputError, MissingExtraError
 from loadgen.report import met_slo
-from loadgen.simulate import Conditions, Simulation
+from loadgen.simulate import Simulation
 from loadgen.workload import Tenant, Workload
 from tests.sched.harness import BIG, PROFILE, SMALL, make_profile, query, slower
 from tests.sched.specs import SPECS

@@ -11,13 +11,13 @@ import pytest
 
 from common.sched.policies import available
 from loadgen.bounds import Bound
+from loadgen.conditions import Conditions
 from loadgen.errors import InputError, MissingExtraError
 from loadgen.evaluation import evaluate as evaluation
 from loadgen.evaluation.cases import Case, Result, Results, World, bound_world, run_all, run_case, run_rules
 from loadgen.evaluation.evaluate import EvaluateOptions, evaluate
 from loadgen.evaluation.experiments import FULL, Cell, Lengths, experiments
 from loadgen.evaluation.summary import gain
-from loadgen.simulate import Conditions
 
 TINY = Lengths(maf=0.4, steady=0.3, ramp=0.3, jitter=0.3, faults=1, way_back=6, mixed=1, small=3)
 WORLD = World(trace="poisson:rate=1000", duration_s=0.2)

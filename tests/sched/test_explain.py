@@ -10,7 +10,8 @@ from common.sched.explain import UnknownQueryError, explain
 from common.sched.policies import PolicyError
 from common.sched.story import Adopted, Dispatched, Finished, PutBack, Read, Rejected, Step, Story
 from common.sched.types import BatchDone, Dispatch, Reject, Tick, WorkerHello, WorkerLost
-from loadgen.simulate import Conditions, Simulation
+from loadgen.conditions import Conditions
+from loadgen.simulate import Simulation
 from loadgen.workload import make_workload
 from tests.sched.conftest import Start
 from tests.sched.harness import PROFILE, Harness, dispatched, query

@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from common.sched.core import Scheduler
 from common.sched.options import SchedulerOptions
 from common.sched.policies import View, parse_policy
-from common.sched.policies.foresight import Foresight, _Ahead, hull
+from common.sched.policies.foresight import Foresight
+from common.sched.policies.lookahead import Ahead, hull
 from common.sched.profile import Subnet
 from common.sched.queue import EdfQueue
 from common.sched.types import Arrived, Batch, BatchDone, Choice, Query, WorkerHello
 from common.sched.worker import Worker
+from loadgen.conditions import Conditions
 from loadgen.evaluation.experiments import MIXED
 from loadgen.profiles import load_profile
 from loadgen.report import attained, met_slo
-from loadgen.simulate import Conditions, simulate
+from loadgen.simulate import simulate
 from loadgen.traces import make_arrivals
 from loadgen.workload import Tenant, Workload, make_workload
 from tests.sched.harness import PROFILE, SMALL, dispatched, make_profile, make_view, query
@@ -272,7 +274,7 @@ def test_those_behind_are_saved_as_by_a_queue_of_workers(
     others = [Worker(f"w{us}", PROFILE, 0) for us in worker_us]
     for other, us in zip(others, worker_us, strict=True):
         other.free_us, other.correction = us, correction
-    ahead = _Ahead(view._replace(workers=(view.worker, *others)), Foresight(), 1.0)
+    ahead = Ahead(view._replace(workers=(view.worker, *others)), Foresight(), 1.0)
     free = [(50_000, 1.0), *((us, correction) for us in worker_us)]
     dues_us, packed = view.queue.batches(4, 4, 99)
     for due_us in dues_us:

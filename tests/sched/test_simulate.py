@@ -13,9 +13,10 @@ from common.sched.eventlog import EventLog
 from common.sched.eventlog import replay as replay_log
 from loadgen import simulate as simulator
 from loadgen.bounds import latency_factor
+from loadgen.conditions import Conditions, Costs, Delays
 from loadgen.records import Records
 from loadgen.report import RunInfo, attained, make_report, met_slo
-from loadgen.simulate import Conditions, Costs, Delays, Simulation, simulate
+from loadgen.simulate import Simulation, simulate
 from loadgen.workload import Tenant, Workload, make_workload
 from tests.sched.harness import PROFILE, SMALL, make_profile
 

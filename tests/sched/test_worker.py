@@ -22,7 +22,7 @@ def test_a_change_of_subnet_costs_its_actuation() -> None:
     assert worker.subnet == ""
     frees = []
     for number, subnet in enumerate(["small", "small", "big", "big", "small"]):
-        worker.assign(batch(number, subnet), 0, 0)
+        worker.assign(batch(number, subnet), 1, 0, 0)
         assert worker.subnet == subnet
         frees.append(worker.free_us)
     assert frees == [110_000, 120_000, 240_000, 260_000, 370_000]
@@ -33,7 +33,7 @@ def test_in_place_a_change_costs_nothing() -> None:
     """With an actuation of 0 a batch takes its median whatever ran before."""
     worker = Worker("w", PROFILE, 0)
     for number, subnet in enumerate(["small", "big"]):
-        worker.assign(batch(number, subnet), 0, 0)
+        worker.assign(batch(number, subnet), 1, 0, 0)
     assert worker.free_us == 30_000
 
 
@@ -43,7 +43,7 @@ def test_correction_is_that_of_the_inference(subnets: tuple[str, str]) -> None:
     worker = Worker("w", LOADING, 0)
     for number in range(2_000):
         subnet = subnets[number % 2]
-        worker.assign(batch(number, subnet), 0, 0)
+        worker.assign(batch(number, subnet), 1, 0, 0)
         loading_us = 0 if subnets[0] == subnets[1] and number else 100_000
         took_us = loading_us + 2 * LOADING.latency_us(subnet, 1)
         worker.finish(BatchDone("w", number, 0, took_us))
@@ -53,7 +53,7 @@ def test_correction_is_that_of_the_inference(subnets: tuple[str, str]) -> None:
 def test_a_load_that_takes_longer_once_moves_predictions_little() -> None:
     """Loading 10 % longer than announced, as much as the inference itself takes, does not double the inference."""
     worker = Worker("w", LOADING, 0)
-    worker.assign(batch(1, "small"), 0, 0)
+    worker.assign(batch(1, "small"), 1, 0, 0)
     worker.finish(BatchDone("w", 1, 0, 120_000))
     assert 1.0 < worker.correction < 1.1
 

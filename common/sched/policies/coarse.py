@@ -18,7 +18,6 @@ back but for a query that demands accuracy. Without a delay the policy alone dec
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -77,8 +76,7 @@ class Coarse:
 
 def _later(view: View, delay_us: int) -> View:
     """The view as if the worker were busy for `delay_us` longer."""
-    worker = copy(view.worker)
-    worker.free_us = max(view.now_us, worker.free_us) + delay_us
+    worker = view.worker.as_if_free_at(max(view.now_us, view.worker.free_us) + delay_us)
     workers = tuple(worker if other is view.worker else other for other in view.workers)
     start_us, slack_us = view.start_us + delay_us, view.slack_us - delay_us
     return view._replace(start_us=start_us, slack_us=slack_us, worker=worker, workers=workers)

@@ -1,0 +1,251 @@
+"""How Foresight decides: `foresight` says why, and has the options."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import lru_cache
+from math import ceil
+from operator import sub
+from typing import Protocol
+
+from common.sched.policies.base import View
+from common.sched.profile import Profile
+from common.sched.types import ARRIVAL_US, DEADLINE_US, Choice
+
+_BEHIND = 0.75  # share of the margin that those behind are planned with
+_ARRIVING = 1 / 3  # arrivals are batched by what comes within this share of an SLO, at most
+_LIKE = 16  # queries at the front whose SLOs are looked at
+_MOST = 64  # batches looked ahead at: bounds the cost of a decision
+
+
+class Options(Protocol):
+    """What of the policy's options a decision needs."""
+
+    @property
+    def target(self) -> float:
+        """SLO attainment to hold."""
+        ...
+
+    @property
+    def fill(self) -> float:
+        """Share of the largest batch that a subnet must have time for."""
+        ...
+
+    @property
+    def horizon_ms(self) -> float:
+        """How long arrivals at the measured rate count."""
+        ...
+
+    @property
+    def burst(self) -> float:
+        """Times the worst surprise that must be met."""
+        ...
+
+
+def decide(view: View, options: Options) -> Choice | None:
+    """Return the most accurate choice that leaves those behind a way out, or the quickest there is."""
+    head, worker = view.queue.head, view.worker
+    profile = worker.profile
+    margin = _margin(view, options.target)
+    budget_us = view.slack_us / (margin * worker.correction)
+    ladder, table = hull(profile, worker.eligible(head.min_accuracy)), profile.latencies("median", head.rows)
+    wanted = max(head.rows, min(view.queue.rows, max(1, round(options.fill * profile.max_batch))))
+    ahead: Ahead | None = None
+    rows = 0
+    for place in range(len(ladder) - 1, -1, -1):
+        index = ladder[place]
+        rows = bisect_right(table[index], budget_us, 1, profile.max_batch + 1) - 1
+        if head.rows > profile.max_batch and table[index][head.rows] <= budget_us:
+            rows = head.rows  # larger than every profiled batch: it goes alone
+        if rows < wanted:
+            continue
+        if place == 0:
+            return Choice(profile.subnets[index].id, rows)
+        if ahead is None:
+            ahead = Ahead(view, options, margin)
+        end_us = ahead.end_us(index, rows)
+        if ahead.bears(end_us, rows, ladder[0]) and ahead.saved(end_us, rows, ladder[place - 1]):
+            return Choice(profile.subnets[index].id, rows)
+    index = ladder[0]
+    if rows < head.rows:  # what is cheapest in full batches need not be quickest for these rows
+        index = profile.index(worker.cheapest_for(head.min_accuracy, head.rows))
+        rows = head.rows if table[index][head.rows] <= budget_us else 0
+    return _short(view, options.target, index, rows, wanted, margin, ahead or Ahead(view, options, margin))
+
+
+def _short(view: View, target: float, index: int, rows: int, wanted: int, margin: float, ahead: Ahead) -> Choice | None:
+    """The smallest subnet has no time for a batch that fills: part of one, if those behind can bear it."""
+    profile, head, worker = view.profile, view.head, view.worker
+    subnet = profile.subnets[index].id
+    slack_us = view.slack_us + view.start_us - max(view.now_us, worker.free_us)
+    expected_us = slack_us / worker.correction
+    if rows < head.rows:  # not even the head, by what lately happened; by what is expected, perhaps
+        alone_us = profile.latency_us(subnet, head.rows)
+        # A correction that lets everybody go would never be corrected: who has nothing else to do tries.
+        if alone_us > expected_us and not _idle_for(view, alone_us * worker.correction):
+            return None
+        rows = head.rows
+    if ahead.saved(ahead.end_us(index, rows), rows, index):
+        return Choice(subnet, rows)
+    if ahead.saved(view.start_us, 0, index):
+        return None
+    if not ahead.overloaded(hull(profile, worker.cheapest)[0]):
+        return Choice(subnet, rows)
+    # More comes than can be met: batches that fill, by what was seen, meet most of it, and part-filled ones least.
+    margin = min(margin, view.residuals.quantile(target, prior=1.0))
+    medians_us, least = profile.latencies("median")[index], min(wanted, profile.max_batch)
+    filling = bisect_right(medians_us, expected_us / margin, 1, profile.max_batch + 1) - 1
+    if filling >= least:
+        return Choice(subnet, max(filling, head.rows))
+    # If none of them could have such a batch even when it had just come, letting heads go would serve nobody.
+    slo_us = max(query.deadline_us - query.arrival_us for query in view.queue.first(_LIKE))
+    fresh_us = (slack_us - (head.deadline_us - view.now_us) + slo_us) / worker.correction
+    needed_us = medians_us[least] * margin
+    if needed_us > fresh_us or _idle_for(view, needed_us * worker.correction):
+        return Choice(subnet, rows)
+    return None
+
+
+class Ahead:
+    """What is behind the head, beside the queue: arrivals expected, the worst burst, when the other workers are free.
+
+    The first of `factors`, by which workers exceed their profiles' medians, is that of the worker to fill.
+    """
+
+    __slots__ = (
+        *("_behind", "_burst", "_coming", "_due_us", "_factors", "_free_us", "_largest"),
+        *("_likely", "_per_us", "_profile", "_queue", "_reply_us", "_start_us", "_table"),
+    )
+
+    def __init__(self, view: View, options: Options, margin: float) -> None:
+        now_us, queue, worker = view.now_us, view.queue, view.worker
+        profile, others = worker.profile, [other for other in view.workers if other is not worker]
+        margin = 1.0 + (margin - 1.0) * _BEHIND
+        self._queue = queue
+        self._profile = profile
+        self._table = profile.latencies("median")
+        self._largest = profile.max_batch
+        self._start_us = view.start_us
+        self._reply_us = queue.head.deadline_us - view.slack_us - view.start_us
+        self._free_us = [other.free_us if other.free_us > now_us else now_us for other in others]
+        self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
+        self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
+        # Who is to come is like who waits: the shortest of their SLOs is what a burst would have.
+        like = queue.first(_LIKE)
+        slo_us = max(1, min(map(sub, map(DEADLINE_US, like), map(ARRIVAL_US, like))))
+        self._due_us = now_us + slo_us - self._reply_us
+        self._burst = options.burst * view.rate.surprise(now_us)
+        self._per_us = per_us = view.rate.per_s(now_us) / 1e6
+        size = max(1, min(self._largest, round(per_us * slo_us * _ARRIVING)))
+        count = min(_MOST, int(per_us * options.horizon_ms * 1e3 / size))
+        first_us = float(self._due_us)
+        self._coming = ([int(first_us + float(i * size) / per_us) for i in range(count)], size if count else 0)
+        self._behind: dict[int, tuple[list[int], int, int]] = {}
+
+    def end_us(self, index: int, rows: int) -> int:
+        """When the worker to fill has run a batch of subnet `index`, of `rows` rows or all that are there."""
+        rows = min(rows, self._queue.rows)
+        table = self._table if rows < len(self._table[index]) else self._profile.latencies("median", rows)
+        return self._start_us + ceil(table[index][rows] * self._factors[0])
+
+    def saved(self, end_us: int, rows: int, lower: int) -> bool:
+        """Whether all behind the first `rows` rows, whose batch ends at `end_us`, make it with subnet `lower`.
+
+        Each batch goes to the worker that is free first: so the k-th of them ends at the k-th of all the moments at
+        which workers could end one. Arrivals to come are taken as there already: only their deadlines bind.
+        """
+        dues_us, earliest_us, packed = self._behind.get(rows) or self._cut(rows)
+        if not dues_us:
+            return True
+        median_us = self._table[lower][packed]
+        steps_us = [ceil(median_us * factor) for factor in self._factors]
+        free_us = [end_us, *self._free_us]
+        if max(free_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us) <= earliest_us:  # all are done by then
+            return True
+        ends_us = [at_us + step_us for at_us, step_us in zip(free_us, steps_us, strict=True)]
+        for due_us in dues_us:
+            first, soonest_us = 0, ends_us[0]
+            for place, at_us in enumerate(ends_us):
+                if at_us < soonest_us:
+                    first, soonest_us = place, at_us
+            if soonest_us > due_us:
+                return False
+            ends_us[first] += steps_us[first]
+        return True
+
+    def bears(self, end_us: int, rows: int, smallest: int) -> bool:
+        """Whether the worst burst, were it to land right after that batch, would make it with subnet `smallest`.
+
+        It would keep all workers busy with many batches: they count as likely, not as long as they can get.
+        """
+        due_us, largest = self._due_us, self._largest
+        median_us = self._table[smallest][largest] * self._likely
+        missing: float = max(0, self._queue.rows - rows) + self._burst
+        for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
+            if missing <= 0.0:
+                return True
+            left_us: float = due_us - at_us
+            if left_us > 0.0:
+                missing -= left_us // (median_us * factor) * largest
+        return missing <= 0.0 or not self._burst
+
+    def overloaded(self, smallest: int) -> bool:
+        """Whether rows arrive faster than all workers could run them with subnet `smallest`, in full batches."""
+        largest = self._largest
+        return self._per_us > sum([largest / (self._table[smallest][largest] * factor) for factor in self._factors])
+
+    def _cut(self, rows: int) -> tuple[list[int], int, int]:
+        """When batches behind the first `rows` rows are due, the earliest of them, and the rows of the largest."""
+        dues_us, packed = self._queue.batches(rows, self._largest, _MOST)
+        coming_us, size = self._coming
+        dues_us = [due_us - self._reply_us for due_us in dues_us]
+        earliest_us = min(dues_us[:1] + coming_us[:1], default=0)  # both are in order
+        found = self._behind[rows] = (dues_us + coming_us, earliest_us, max(packed, size))
+        return found
+
+
+def _margin(view: View, target: float) -> float:
+    """Return what a batch is allowed to take over its prediction.
+
+    One that took so long that a full batch of the smallest subnet would have missed an SLO by it counts while the load
+    leaves room for that. Where it does not, no plan that carries the load would have saved that batch: after a hiccup
+    of the machine the margin is that of all others.
+    """
+    worker, head = view.worker, view.queue.head
+    profile, margin = worker.profile, view.residuals.margin(target)
+    largest = profile.max_batch
+    full_us = profile.latencies("median")[hull(profile, worker.cheapest)[0]][largest] * worker.correction
+    affordable = (head.deadline_us - head.arrival_us) / full_us
+    if margin <= affordable:
+        return margin
+    rows_per_s = len(view.workers) * largest / (full_us * margin) * 1e6
+    return margin if view.rate.per_s(view.now_us) <= rows_per_s else view.residuals.margin(target, max(1.0, affordable))
+
+
+def _idle_for(view: View, us: float) -> bool:
+    """Whether the worker to fill has had nothing to do for longer than that."""
+    return not view.worker.batches and view.now_us - view.worker.free_us > us
+
+
+@lru_cache(maxsize=256)
+def hull(profile: Profile, floor: int) -> tuple[int, ...]:
+    """Indices, ascending, of the subnets from `floor` on that lie on the concave hull of accuracy over work.
+
+    Work is the time per row in the largest batch. The hull begins with the cheapest subnet and ends with the most
+    accurate one; every other subnet is no better than a mix of two of these at the same work.
+    """
+    latencies, largest = profile.latencies("median"), profile.max_batch
+    points = sorted((latencies[i][largest], profile.subnets[i].accuracy, i) for i in range(floor, len(latencies)))
+    kept: list[tuple[int, float, int]] = []
+    for point in points:
+        if kept and point[1] <= kept[-1][1]:
+            continue
+        while len(kept) > 1 and _below(kept[-2], kept[-1], point):
+            kept.pop()
+        kept.append(point)
+    return tuple(index for _, _, index in kept)
+
+
+def _below(a: tuple[int, float, int], b: tuple[int, float, int], c: tuple[int, float, int]) -> bool:
+    """Whether b lies on or below the line from a to c."""
+    return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
