@@ -20,6 +20,7 @@ TIMEOUT_S = 600  # of a calm test beside timed ones
 TIMED = "timed"
 # What only computes, the long ones first. Not supernet/test_explore.py: what a search finds follows from what it times.
 CALM = (
+    "e2e/test_bench_subnetact.py",
     "supernet/test_ofa.py",
     "supernet/test_text.py",
     "supernet/test_insert.py",
@@ -31,7 +32,6 @@ CALM = (
     "supernet/test_evolve.py",
     "supernet/test_measure.py",
     "supernet/test_spec.py",
-    "e2e/test_bench_subnetact.py",
     "worker/test_searching.py",
     "loadgen/test_evaluation.py",
     "worker/test_importing.py",
