@@ -20,6 +20,7 @@ TIMEOUT_S = 600  # of a calm test beside timed ones
 TIMED = "timed"
 # What only computes, the long ones first. Not supernet/test_explore.py: what a search finds follows from what it times.
 CALM = (
+    "common/test_compiled.py",
     "e2e/test_bench_subnetact.py",
     "supernet/test_ofa.py",
     "supernet/test_text.py",
