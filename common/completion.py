@@ -16,14 +16,14 @@ examples:
 
 exit codes: 0 done; 2 wrong usage
 """
-ABOUT = "print the script that completes this program's commands, flags and values in a shell"
+ABOUT = "Print the script that completes this program's commands, flags and values in a shell."
 
 
 def fill(parser: argparse.ArgumentParser, program: str) -> argparse.ArgumentParser:
     """Make a parser that of ``PROGRAM completion``, and return it."""
-    parser.description, parser.epilog = f"{ABOUT[0].upper()}{ABOUT[1:]}.", EPILOG.format(program=program)
+    parser.description, parser.epilog = ABOUT, EPILOG.format(program=program)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=SHELLS, help="the shell that is to complete")
     return parser
 
 

@@ -12,17 +12,18 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure(service: str, level: str = "info", *, json: bool | None = None) -> None:
-    """Send structlog to stderr at ``level``; ``json`` None means: unless stderr is a terminal.
+    """Send structlog to stderr at ``level``; ``json`` None means: unless stderr is a terminal, which has colours.
 
     Raises ConfigError for a level that is none of ``LEVELS``.
     """
     if level not in LEVELS:
         raise ConfigError(f"log level {level!r}: expected one of {', '.join(LEVELS)}")
-    as_json = not sys.stderr.isatty() if json is None else json
+    terminal = sys.stderr.isatty()
+    as_json = not terminal if json is None else json
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if as_json
-        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        else structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)
     )
     structlog.configure(
         processors=[

@@ -20,15 +20,22 @@ from common.errors import ConfigError
 from common.sched import policies
 
 ENV_PREFIX = "SUPERSERVE_"
+OF_EVERY_SERVICE = "flags of every service"
 REDIS_URL = "REDIS_URL"
 _URLS = ("redis", "otlp_endpoint")
 _DIFFER = (f"{ENV_PREFIX}NAME", f"{ENV_PREFIX}METRICS_PORT")
 _EPILOG = """\
-Every flag can be set by the environment: --log-level is SUPERSERVE_LOG_LEVEL; --redis is REDIS_URL as well.
+Every flag can be set by the environment: --log-level is SUPERSERVE_LOG_LEVEL; --redis is REDIS_URL as well. Defaults
+are in brackets.
 
 exit codes: 0 drained after SIGINT or SIGTERM; 1 it failed while running, or drained for longer than --grace-s;
 2 wrong usage, or a setting that cannot be met
 """
+_VALUES = {  # what a flag takes, as --help has it
+    **{"redis": "URL", "otlp_endpoint": "URL", "model": "NAME", "profile": "NAME|FILE", "policy": "SPEC"},
+    **{"event_log": "FILE", "cache_dir": "DIR", "log_queries": "SHARE", "trace_ratio": "SHARE"},
+}
+_UNITS = ("ms", "s", "bytes", "mib", "port", "host", "name", "device")  # ends of names that say it too
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
@@ -62,7 +69,8 @@ class ServiceSettings(BaseSettings):
         None,
         ge=0,
         le=65535,
-        description="port of /metrics, /health/live and /health/ready; 0: any free one, which is logged; default: none",
+        description="port of /metrics, /health/live and /health/ready; 0: any free one, which is logged;"
+        " by default none",
     )
 
     def shown(self) -> dict[str, Any]:
@@ -72,7 +80,9 @@ class ServiceSettings(BaseSettings):
 
 
 class GatewaySettings(ServiceSettings):
-    """Serve the Open Inference Protocol over HTTP and put queries on the ingress stream.
+    """Serve the Open Inference Protocol over HTTP, and gRPC if asked to; queries go by Redis to the scheduler.
+
+    Any number may run. Prints `ready URL` once it listens; until a scheduler and a worker are up the answer is 503.
 
     Examples:
       superserve gateway --redis redis://redis:6379/0 --host 0.0.0.0 --port 8000
@@ -110,13 +120,18 @@ class GatewaySettings(ServiceSettings):
 class SchedulerSettings(ServiceSettings):
     """Choose subnet and batch for the queries of one model and hand them to its workers.
 
+    One leads; others of the same model stand by and take over within seconds.
+
     Examples:
       superserve scheduler --model fashion-resnet --policy slackfit:buckets=16
       superserve scheduler --late serve --event-log events.jsonl --metrics-port 9101
     """
 
     model: Name = Field("fashion-resnet", description="the model whose streams to serve")
-    policy: str = Field(policies.DEFAULT, description="policy and its options, as in slackfit:buckets=16")
+    policy: str = Field(
+        policies.DEFAULT,
+        description="policy and its options, as in slackfit:buckets=16: see `superserve policies`",
+    )
     late: Literal["drop", "serve"] = Field(
         "drop", description="a query that can no longer meet its deadline: answer 504 at once, or serve it late"
     )
@@ -131,12 +146,16 @@ class SchedulerSettings(ServiceSettings):
         2_000.0, gt=0, description="silence after which a worker is lost and its queries are put back"
     )
     event_log: str | None = Field(
-        None, description="write every event to this file, begun anew at each start; a replay gives the same commands"
+        None,
+        description="write every event to this file while leading, for superserve explain; a log that is there is moved"
+        " to FILE.1, FILE.2 and so on",
     )
 
 
 class WorkerSettings(ServiceSettings):
     """Keep one supernet in memory, actuate the subnet that each batch names, and infer.
+
+    Any number may run, and come and go at any time. The first on a device measures its profile, which takes a while.
 
     Examples:
       superserve worker --model fashion-resnet --device cpu
@@ -151,7 +170,8 @@ class WorkerSettings(ServiceSettings):
     )
     profile: str | None = Field(
         None,
-        description="name of a shipped profile, or a file; for torch one of this very device, else it measures its own",
+        description="name of a shipped profile, or a file; emulated needs one, torch measures its own unless given one"
+        " of this very device",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="auto, cpu or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -178,6 +198,9 @@ class WorkerSettings(ServiceSettings):
 class UpSettings(ServiceSettings):
     """Run gateway, scheduler and workers on this machine; the Redis too if none is given.
 
+    Prints `ready URL` once a query would be served. That URL in a browser is a live page, `loadgen replay --rate 50`
+    sends queries, and Ctrl-C drains and ends all.
+
     Examples:
       superserve up --model fashion-resnet --workers 2 --policy slackfit --port 8000
       superserve up --executor emulated --profile rtx2080ti-reconstructed --workers 8 --gateways 2
@@ -191,11 +214,16 @@ class UpSettings(ServiceSettings):
     model: str = Field("fashion-resnet", description="name of a shipped model, or the folder of one")
     workers: int = Field(1, ge=1, le=64, description="worker processes to start")
     gateways: int = Field(1, ge=1, le=16, description="gateway processes to start; more than one share the port")
-    policy: str = Field(policies.DEFAULT, description="policy and its options, as in slackfit:buckets=16")
-    executor: Literal["torch", "emulated"] = Field(
-        "torch", description="torch computes; emulated workers sleep for the profile's latency instead"
+    policy: str = Field(
+        policies.DEFAULT,
+        description="policy and its options, as in slackfit:buckets=16: see `superserve policies`",
     )
-    profile: str | None = Field(None, description="of every worker: name of a shipped profile, or a file")
+    executor: Literal["torch", "emulated"] = Field(
+        "torch", description="torch computes; emulated workers wait for the profile's latency instead"
+    )
+    profile: str | None = Field(
+        None, description="of every worker: name of a shipped profile, or a file; emulated workers need one"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:\d+)$", description="of every worker: auto, cpu or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of every worker; auto measures which is fastest"
@@ -207,12 +235,17 @@ class UpSettings(ServiceSettings):
     late: Literal["drop", "serve"] = Field(
         "drop", description="of the scheduler: answer 504 at once when a deadline is out of reach, or serve it late"
     )
-    event_log: str | None = Field(None, description="write every event of the scheduler to this file, begun anew")
+    event_log: str | None = Field(
+        None, description="of the scheduler: write every event to this file; a log that is there is moved to FILE.1"
+    )
     start_timeout_s: float = Field(
         120.0, gt=0, description="how long the mesh may take to become ready, a first profile included"
     )
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="metrics port of the scheduler; workers, then gateways take those after it"
+        None,
+        ge=0,
+        le=65535,
+        description="metrics port of the scheduler; workers, then gateways take those after it; by default none",
     )
 
 
@@ -263,7 +296,28 @@ def _source(kind: type[Settings], program: str) -> CliSettingsSource[Settings]:
     source: CliSettingsSource[Settings] = CliSettingsSource(kind, cli_prog_name=program)
     root = _root(source)
     root.description, root.epilog = inspect.cleandoc(kind.__doc__ or ""), _EPILOG
+    _present(root, kind)
     return source
+
+
+def _present(root: argparse.ArgumentParser, kind: type[ServiceSettings]) -> None:
+    """Show of each flag what it takes and its default, and those that are the service's own first."""
+    common = root.add_argument_group(OF_EVERY_SERVICE)
+    for action in list(root._actions):
+        name = action.dest.replace("-", "_")
+        field = kind.model_fields.get(name)
+        if field is None:
+            continue
+        text = field.description or ""
+        if field.default is not None and not isinstance(field.default, bool):
+            text += f" ({field.default:g})" if isinstance(field.default, float) else f" ({field.default})"
+        action.help = text.replace("%", "%%")
+        if get_origin(field.annotation) is not Literal and action.nargs != 0:
+            unit = next((end for end in _UNITS if name == end or name.endswith(f"_{end}")), "n")
+            action.metavar = _VALUES.get(name, unit.upper())
+        if name in ServiceSettings.model_fields:
+            root._optionals._group_actions.remove(action)
+            common._group_actions.append(action)
 
 
 def _root(source: CliSettingsSource[Settings]) -> argparse.ArgumentParser:

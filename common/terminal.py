@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PRECISION = "what weights are held and computed with; auto measures which is faster here"
+MODEL = "name of a shipped model, or the folder of one (%(default)s)"
+PRECISION = "what weights are held and computed with; auto measures which is faster here (%(default)s)"
 _QUIET_STEP = 0.25  # without a terminal, a line for each such share of a stage
 
 

@@ -28,23 +28,35 @@ from loadgen.workload import merge
 _INTERRUPTED = 130
 _SPECS = f"a SPEC is one of these, or several joined by +:\n\n{(spec.__doc__ or '').partition(chr(10) * 2)[2]}"
 _EXIT_CODES = """
+exit codes: 0 done; 1 a result could not be written; 2 wrong usage, SPEC or file; 130 interrupted
+"""
+_EXIT_CODES_OF_REPLAY = """
 exit codes: 0 done, whatever the server answered; 1 a result could not be written;
 2 wrong usage, SPEC or file; 3 server not reachable, not ready, or without the model; 130 interrupted
 """
 _EXAMPLES = """
+Queries are sent at the times that a trace has for them, however the server fares (open loop): a slow one is not spared.
+
+examples:
+  loadgen replay --rate 200                                           to a mesh that runs: superserve up
+  loadgen trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 30 --plot ramp.png
+  loadgen simulate --policy foresight --policy slackfit --trace bursty:base=1500,variant=5550,cv2=8
+  loadgen compare slackfit.json maxacc.json --plot both.png
+  loadgen evaluate --out out/quick --quick
+"""
+_REPLAYED = """
 examples:
   loadgen replay --rate 200
   loadgen replay --trace bursty:base=1500,variant=5550,cv2=8 --rate 300 --duration 30 \\
       --slo-ms 36 --out slackfit.json --plot slackfit.png
   loadgen replay --trace minutes:synthetic-day --rate 400 --duration 120
   loadgen replay --trace 'bursty:base=20,variant=80,cv2=4,tenant=video,slo_ms=36+poisson:rate=50,tenant=mail,priority=1'
-  loadgen trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 30 --plot ramp.png
-  loadgen simulate --policy foresight --policy slackfit --trace bursty:base=1500,variant=5550,cv2=8
-  loadgen compare slackfit.json maxacc.json --plot both.png
+  loadgen replay --url http://gateway:8000 --model rated-text-tiny --rate 50
 """
 _SIMULATED = """
 examples:
   loadgen simulate --trace bursty:base=1500,variant=5550,cv2=8
+  loadgen simulate --rate 3000 --workers 4 --jitter 0.1
   loadgen simulate --policy foresight --policy slackfit --policy fixed:smallest --jitter 0.1 --plot both.png \\
       --trace ramp:start=2500,end=7800,accel=500,cv2=8 --duration 20
   loadgen simulate --trace minutes:maf.csv --rate 6400 --duration 120 --kill worker-3@60 --join worker-7@90
@@ -209,21 +221,32 @@ def _check_writable(key: str, path: Path | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _command(None, "loadgen", "Open-loop load for an Open Inference Protocol server.", _EXAMPLES)
+    parser = _command(
+        None, "loadgen", "Open-loop load for an Open Inference Protocol server.", _EXAMPLES, _EXIT_CODES_OF_REPLAY
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = _command(
-        commands, "replay", "Send a trace to a server and report what came of it.", _EXAMPLES + "\n" + _SPECS
-    )
+        commands, "replay", "Send a trace to a server and report what came of it.", _REPLAYED + "\n" + _SPECS,
+        _EXIT_CODES_OF_REPLAY,
+    )  # fmt: skip
     run.set_defaults(run=_replay)
     run.add_argument("--url", default="http://127.0.0.1:8000", help="the only server spoken to (%(default)s)")
-    run.add_argument("--model", default="fashion-resnet", help="the model to ask (%(default)s)")
-    run.add_argument("--trace", default="poisson", metavar="SPEC", help="when queries are sent (%(default)s)")
+    run.add_argument("--model", default="fashion-resnet", metavar="NAME", help="the model to ask (%(default)s)")
+    run.add_argument(
+        "--trace", default="poisson", metavar="SPEC", help="when queries are sent, see below (%(default)s)"
+    )
     _add_shape(run)
     run.add_argument(
-        "--slo-ms", type=float, default=50.0, metavar="MS", help="deadline where the tenant has none (%(default)g)"
+        "--slo-ms",
+        type=float,
+        default=50.0,
+        metavar="MS",
+        help="from sending to the answer in time; a tenant's own wins (%(default)g)",
     )
-    run.add_argument("--rows", type=int, default=1, metavar="N", help="rows per query, likewise (%(default)s)")
+    run.add_argument(
+        "--rows", type=int, default=1, metavar="N", help="rows per query; a tenant's own wins (%(default)s)"
+    )
     run.add_argument(
         "--data", type=Path, metavar="FILE",
         help=".safetensors, .npz or .json with the model's input and `labels`; default: the samples shipped with the "
@@ -231,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument(
         "--connections", type=int, default=512, metavar="N",
-        help="at most; beyond it queries wait in the sender, which the report shows as sender lag (%(default)s)",
+        help="most of them; beyond, queries wait in the sender, which the report shows as sender lag (%(default)s)",
     )  # fmt: skip
     run.add_argument(
         "--timeout", type=float, default=10.0, metavar="S",
@@ -269,14 +292,18 @@ def _parser() -> argparse.ArgumentParser:
 
     trace = _command(commands, "trace", "Show what a trace is like before anything is sent.", _TRACED + "\n" + _SPECS)
     trace.set_defaults(run=_trace)
-    trace.add_argument("spec", metavar="SPEC")
+    trace.add_argument("spec", metavar="SPEC", help="when queries are sent, see below")
     _add_shape(trace)
     trace.add_argument("--plot", type=Path, metavar="FILE", help="draw the trace as PNG (needs the extra `plot`)")
 
     compare = _command(commands, "compare", "Print reports side by side.", _COMPARED)
     compare.set_defaults(run=_compare)
-    compare.add_argument("reports", nargs="+", type=Path, metavar="FILE.json", help="what `replay --out` wrote")
-    compare.add_argument("--plot", type=Path, metavar="FILE", help="draw them over each other as PNG")
+    compare.add_argument(
+        "reports", nargs="+", type=Path, metavar="FILE.json", help="what --out of `replay` or `simulate` wrote"
+    )
+    compare.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw them over each other as PNG (needs the extra `plot`)"
+    )
 
     completing = completion.fill(commands.add_parser("completion", help=completion.ABOUT), "loadgen")
     completing.set_defaults(run=_complete)
@@ -293,7 +320,9 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
         "--profile", default="rtx2080ti-reconstructed", metavar="NAME|FILE", help="latencies of a worker (%(default)s)"
     )
     parser.add_argument("--workers", type=int, default=8, metavar="N", help="named worker-0 and so on (%(default)s)")
-    parser.add_argument("--trace", default="poisson", metavar="SPEC", help="when queries arrive (%(default)s)")
+    parser.add_argument(
+        "--trace", default="poisson", metavar="SPEC", help="when queries arrive, see below (%(default)s)"
+    )
     _add_shape(parser)
     parser.add_argument("--slo-ms", type=float, default=36.0, metavar="MS", help="deadline of a query (%(default)g)")
     parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows per query (%(default)s)")
@@ -328,16 +357,22 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
 def _add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", type=float, metavar="QPS",
-        help="mean queries per second that the trace is scaled to; default: the SPEC's own",
+        help="mean queries per second that the trace is scaled to; default: the SPEC's own, if it has one",
     )  # fmt: skip
-    parser.add_argument("--duration", type=float, default=10.0, metavar="S", help="seconds (%(default)g)")
+    parser.add_argument(
+        "--duration", type=float, default=10.0, metavar="S", help="length of the run in seconds (%(default)g)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal runs (%(default)s)")
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser] | None, name: str, about: str, epilog: str
+    commands: argparse._SubParsersAction[argparse.ArgumentParser] | None,
+    name: str,
+    about: str,
+    epilog: str,
+    exit_codes: str = _EXIT_CODES,
 ) -> argparse.ArgumentParser:
-    text, keep = epilog + _EXIT_CODES, argparse.RawDescriptionHelpFormatter
+    text, keep = epilog + exit_codes, argparse.RawDescriptionHelpFormatter
     if commands is None:
         return argparse.ArgumentParser(prog=name, description=about, epilog=text, formatter_class=keep)
     return commands.add_parser(name, help=about, description=about, epilog=text, formatter_class=keep)

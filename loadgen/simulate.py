@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count, repeat
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +29,7 @@ from common.sched.eventlog import EventLog
 from common.sched.policies import spec_of
 from common.sched.profile import Profile
 from common.sched.types import (
+    ID,
     Arrived,
     Batch,
     BatchDone,
@@ -197,7 +197,7 @@ class Simulation:
         served = self._served
         sizes = [len(one.batch.queries) for one in served]
         queries = chain.from_iterable([one.batch.queries for one in served])
-        ids = np.fromiter(map(attrgetter("id"), queries), np.int64, sum(sizes))
+        ids = np.fromiter(map(ID, queries), np.int64, sum(sizes))
         subnets: dict[str, int] = {"": 0}  # code 0 is a name not told
         workers: dict[str, int] = {"": 0}
         for one in served:

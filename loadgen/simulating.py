@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,16 @@ from common.sched.core import Scheduler
 from common.sched.eventlog import EventLog
 from common.sched.options import Late
 from common.sched.policies import Policy, PolicyError, parse_policy
-from common.sched.profile import Profile
+from common.sched.profile import Profile, ProfileError
 from loadgen.conditions import Conditions, core_options
 from loadgen.errors import InputError
 from loadgen.profiles import load_profile
 from loadgen.report import Report, RunInfo, make_report
 from loadgen.simulate import simulate
+from loadgen.spec import MOST_SLO_MS
 from loadgen.workload import make_workload
+
+MOST_SLOWER = 1e6  # times: a batch of hours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +52,16 @@ class SimulateOptions:
     def __post_init__(self) -> None:
         """Read the conditions. InputError names the first option that cannot be used."""
         for key in ("jitter", "tail", "overhead_ms", "hop_ms", "actuation_ms"):
-            value, most = getattr(self, key), 1.0 if key == "tail" else math.inf
-            if not (math.isfinite(value) and 0 <= value <= most):
-                raise InputError(key, value, "must be a share in [0, 1]" if key == "tail" else "must be >= 0")
+            value, most = getattr(self, key), 1.0 if key == "tail" else MOST_SLO_MS
+            if not 0 <= value <= most:
+                raise InputError(
+                    key, value, "must be a share in [0, 1]" if key == "tail" else f"must be >= 0 and <= {most:g}"
+                )
         for key, least in (("workers", 1), ("rows", 1)):
             if getattr(self, key) < least:
                 raise InputError(key, getattr(self, key), f"must be >= {least}")
-        if not (math.isfinite(self.slo_ms) and self.slo_ms > 0):
-            raise InputError("slo_ms", self.slo_ms, "must be > 0")
+        if not 0 < self.slo_ms <= MOST_SLO_MS:
+            raise InputError("slo_ms", self.slo_ms, f"must be > 0 and <= {MOST_SLO_MS:g}")
         slow = [self._at("slow", text, "x") for text in self.slow]
         conditions = Conditions(
             jitter=self.jitter,
@@ -83,8 +87,10 @@ class SimulateOptions:
             raise InputError(key, text, f"write {wanted}, as in worker-0@2.5{behind and f'{behind}3'}") from None
         if name not in (f"worker-{i}" for i in range(self.workers)):
             raise InputError(key, text, f"workers are worker-0 to worker-{self.workers - 1}")
-        if at_us < 0 or not value > 0:
-            raise InputError(key, text, "needs a time >= 0" + (" and a factor > 0" if behind else ""))
+        if at_us < 0 or not 0 < value <= MOST_SLOWER:
+            raise InputError(
+                key, text, "needs a time >= 0" + (f" and a factor in (0, {MOST_SLOWER:g}]" if behind else "")
+            )
         return at_us, name, value
 
 
@@ -92,9 +98,11 @@ def check_policy(spec: str, profile: Profile) -> Policy:
     """Read a policy that is to work with a profile. InputError if it cannot be used."""
     try:
         policy = parse_policy(spec)
-        policy.cheapest(profile)
-    except PolicyError as error:
+        profile.index(policy.cheapest(profile))
+    except (PolicyError, ProfileError) as error:
         raise InputError("policy", spec, str(error)) from None
+    except Exception as error:  # a user's policy can fail in any way
+        raise InputError("policy", spec, f"cheapest: {type(error).__name__}: {error}") from error
     return policy
 
 

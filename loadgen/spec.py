@@ -79,6 +79,8 @@ Process = Constant | Poisson | Bursty | Ramp | Minutes | Timestamps
 KINDS = ("constant", "poisson", "bursty", "ramp", "minutes", "timestamps")
 _JOINT = re.compile(rf"\+(?=(?:{'|'.join(KINDS)})(?:[:+]|$))")  # a file's name may hold a plus
 _TENANT = re.compile(r"[A-Za-z0-9._-]+")
+MOST_SLO_MS = 1e9  # eleven days: what is added to it in microseconds stays an integer of 64 bits
+MOST_CV2 = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _tenant(kind: str, fields: _Fields) -> tuple[str, dict[str, float]]:
     if tenant and not _TENANT.fullmatch(tenant):
         raise InputError(f"{kind}: tenant", tenant, "may have letters, digits, dots, dashes and underscores")
     settings = {
-        "slo_ms": fields.optional("slo_ms", above_zero=True),
+        "slo_ms": fields.optional("slo_ms", above_zero=True, most=MOST_SLO_MS),
         "min_accuracy": fields.optional("min_accuracy", most=100),
         "priority": fields.optional("priority", whole=True),
         "rows": fields.optional("rows", above_zero=True, whole=True),
@@ -146,7 +148,7 @@ def _process(text: str, kind: str, fields: _Fields) -> Process:
     elif kind == "poisson":
         spec = Poisson()
     elif kind == "bursty":
-        spec = Bursty(fields.number("base"), fields.number("variant", above_zero=True), fields.number("cv2"))
+        spec = Bursty(fields.number("base"), fields.number("variant", above_zero=True), _cv2(fields))
     elif kind == "ramp":
         spec = _ramp(fields)
     elif kind == "minutes":
@@ -165,7 +167,12 @@ def _ramp(fields: _Fields) -> Ramp:
     """Read the keys of a ramp; the sign of `accel` must lead from `start` to `end`."""
     start, end = fields.number("start"), fields.number("end", above_zero=True)
     accel = fields.number("accel", above_zero=start <= end, negative=start > end)
-    return Ramp(start, end, accel, fields.number("cv2"))
+    return Ramp(start, end, accel, _cv2(fields))
+
+
+def _cv2(fields: _Fields) -> float:
+    """Take the squared CV; far beyond `MOST_CV2` nearly all gaps are 0 and no number of them passes any time."""
+    return fields.number("cv2", most=MOST_CV2)
 
 
 def shipped_trace(name: str) -> Path:
@@ -204,15 +211,13 @@ class _Fields:
         if key not in self._values:
             self._known.append(key)
             return None
-        value = self.number(key, above_zero=above_zero)
-        if value > most:
-            raise InputError(f"{self._kind}: {key}", f"{value:g}", f"must be <= {most:g}")
+        value = self.number(key, above_zero=above_zero, most=most)
         if whole and not value.is_integer():
             raise InputError(f"{self._kind}: {key}", f"{value:g}", "must be a whole number")
         return value
 
-    def number(self, key: str, *, above_zero: bool = False, negative: bool = False) -> float:
-        """Take a finite number >= 0; > 0 with `above_zero`; < 0 with `negative`."""
+    def number(self, key: str, *, above_zero: bool = False, negative: bool = False, most: float = math.inf) -> float:
+        """Take a finite number >= 0, at most `most`; > 0 with `above_zero`; < 0 with `negative`."""
         text = self.text(key, "")
         name = f"{self._kind}: {key}"
         try:
@@ -227,6 +232,8 @@ class _Fields:
             raise InputError(name, text, "must be > 0")
         if not negative and value < 0:
             raise InputError(name, text, "must be >= 0")
+        if value > most:
+            raise InputError(name, f"{value:g}", f"must be <= {most:g}")
         return value
 
     def file(self) -> Path:

@@ -123,7 +123,9 @@ def _own_rate(component: Component, file: Times, span_s: float) -> float:
         case Timestamps():
             return len(file) / span_s
         case Constant() | Poisson():
-            raise InputError("rate", "(missing)", f"{component.kind} has no rate of its own")
+            raise InputError(
+                "rate", "(missing)", f"{component.kind} has no rate of its own: give --rate, or rate= in the SPEC"
+            )
 
 
 def _arrivals(process: Process, file: Times, rate: float, span_s: float, rng: np.random.Generator) -> Times:

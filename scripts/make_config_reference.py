@@ -40,8 +40,7 @@ NOTES = {
     "up": """\
 `up` starts the others. It gives them its own values of the settings below, and hands its environment on, so that a
 variable sets for all what has no flag here: `{prefix}GRPC_PORT=8001 superserve up`. `{prefix}NAME` and
-`{prefix}METRICS_PORT` are left out, since they must differ. Of the flags of every service `--log-json` reaches the
-others as a variable alone.""",
+`{prefix}METRICS_PORT` are left out, since they must differ.""",
 }
 RANGE = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}", "max_length": "up to {} characters of"}
 

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from common.runtime import Service
 
 USAGE = """\
-usage: superserve COMMAND [FLAGS]      superserve COMMAND --help
+usage: superserve COMMAND [FLAGS]      superserve COMMAND --help      superserve --version
 
-Serve one weight-shared supernet under bursty load: accuracy bends, deadlines hold.
+Serve one weight-shared supernet under bursty load: accuracy bends, deadlines hold. A mesh is one Redis or Valkey, a
+scheduler for each model, its workers, and gateways. `up` starts all of it on this machine, `loadgen` sends it queries.
 
 commands:
   up          the whole mesh on this machine; starts a Redis of its own if none is given
@@ -50,7 +51,7 @@ commands:
   completion  a script that completes all this in bash, zsh or fish
 
 examples:
-  superserve up --workers 2
+  superserve up --workers 2                                  then: loadgen replay --rate 50
   superserve up --executor emulated --profile rtx2080ti-reconstructed --workers 8
   superserve worker --redis redis://10.0.0.5:6379/0 --device cuda:0
   superserve status

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from common import terminal
 from common.errors import ConfigError
-from common.settings import GatewaySettings, WorkerSettings, load, redis_url
+from common.settings import GatewaySettings, WorkerSettings, load
 from common.streams import Streams
 from services import checks
 from services.worker import library
@@ -29,7 +29,12 @@ EPILOG = """\
 examples:
   superserve doctor
   superserve doctor --redis redis://10.0.0.5:6379/0 --model fashion-resnet
+  SUPERSERVE_DEVICE=cuda:0 superserve doctor --port 0        # as a worker here would find it
   superserve doctor --json | jq '.findings[] | select(.verdict != "ok")'
+
+It reads settings as gateway and worker do: a flag, then its environment variable (SUPERSERVE_MODEL, SUPERSERVE_DEVICE,
+SUPERSERVE_HOST, SUPERSERVE_PORT, and of the others that bear on it SUPERSERVE_PROFILE, SUPERSERVE_PRECISION and
+SUPERSERVE_CACHE_DIR), then the default. Run it where the service is to run, with the same environment.
 
 It writes one entry to a stream of its own in Redis and deletes it, and changes nothing else. Each finding is ok, warn
 (it works, and may not tomorrow) or fail (queries are not served, or may be lost), with what to do.
@@ -41,8 +46,9 @@ exit codes: 0 nothing fails; 1 something does; 2 wrong usage
 def run(flags: list[str]) -> int:
     """Look at everything and print what was found; returns the exit code."""
     args = parser().parse_args(flags)
-    findings = asyncio.run(_look(args))
-    worker = load(WorkerSettings, ["--model", args.model or "fashion-resnet", "--device", args.device], "doctor")
+    gateway = load(GatewaySettings, _given(args, "redis", "host", "port"), "superserve doctor")
+    worker = load(WorkerSettings, _given(args, "redis", "model", "device"), "superserve doctor")
+    findings = asyncio.run(_look(gateway, worker.model if "model" in worker.model_fields_set else None))
     findings += [checks.check_limits(), check_device(worker), *check_model(worker)]
     failed = any(finding.verdict == "fail" for finding in findings)
     if args.json:
@@ -60,32 +66,32 @@ def parser() -> argparse.ArgumentParser:
     gateway, worker = GatewaySettings.model_fields, WorkerSettings.model_fields
     made = terminal.parser("doctor", "Check Redis, clocks, torch device, model, profile, mesh and port.")
     made.epilog = EPILOG
-    made.add_argument("--redis", default=redis_url(), metavar="URL", help="URL of Redis, as every service takes it")
+    made.add_argument("--redis", metavar="URL", help="URL of Redis, as every service takes it (REDIS_URL)")
     made.add_argument(
-        "--model", help="name of a shipped model, or the folder of one: it has to be served (default: whichever are)"
-    )
-    made.add_argument("--device", default=worker["device"].default, help="auto, cpu or cuda:N (%(default)s)")
-    made.add_argument("--host", default=gateway["host"].default, help="where a gateway is to listen (%(default)s)")
-    made.add_argument("--port", type=_port, default=gateway["port"].default, help="and its port (%(default)s)")
+        "--model", metavar="NAME",
+        help="name of a shipped model, or the folder of one: it has to be served (default: whichever are)",
+    )  # fmt: skip
+    made.add_argument("--device", help=f"auto, cpu or cuda:N ({worker['device'].default})")
+    made.add_argument("--host", help=f"where a gateway is to listen ({gateway['host'].default})")
+    made.add_argument("--port", help=f"and its port ({gateway['port'].default})")
     made.add_argument("--json", action="store_true", help="print the findings as JSON")
     return made
 
 
-async def _look(args: argparse.Namespace) -> list[Finding]:
-    streams = Streams(args.redis)
+def _given(args: argparse.Namespace, *names: str) -> list[str]:
+    """Return those flags that were given, for ``load``, which looks in the environment for the others."""
+    return [part for name in names if (value := getattr(args, name)) is not None for part in (f"--{name}", value)]
+
+
+async def _look(gateway: GatewaySettings, model: str | None) -> list[Finding]:
+    streams = Streams(gateway.redis)
     try:
-        findings = await checks.check_redis(streams, args.redis)
+        findings = await checks.check_redis(streams, gateway.redis)
         if findings[0].verdict != "fail":
-            findings += await checks.check_mesh(streams, _served_as(args.model))
+            findings += await checks.check_mesh(streams, _served_as(model))
     finally:
         await streams.close()
-    return [*findings, await checks.check_port(args.host, args.port)]
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, got {text!r}")
-    return int(text)
+    return [*findings, await checks.check_port(gateway.host, gateway.port)]
 
 
 def _served_as(model: str | None) -> str | None:

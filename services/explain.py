@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("id", metavar="ID", help="the query's id, 16 hexadecimal digits")
     made.add_argument(
         "--event-log", metavar="FILE", default=from_environment("event_log"),
-        help="the scheduler's event log (default: SUPERSERVE_EVENT_LOG)",
+        help="the scheduler's event log, or a former one: FILE.1 (default: SUPERSERVE_EVENT_LOG)",
     )  # fmt: skip
     made.add_argument("--json", action="store_true", help="one JSON document in place of text")
     return made

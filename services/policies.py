@@ -14,6 +14,12 @@ EPILOG = """\
 examples:
   superserve policies
   superserve scheduler --policy slackfit:buckets=16
+  superserve up --policy 'coarse:slackfit:buckets=4;quantile=median'
+  loadgen simulate --policy foresight --policy fixed:smallest --policy infaas:accuracy=77
+
+--policy takes a name, or name:option=value,option=value. The subnet of `fixed`, the floor of `infaas` and the policy
+inside `coarse` need no name if they come first; that policy's own commas are written as semicolons. A policy of your
+own is module:Class, or module:Class:option=value, imported from the folder in which the command is run.
 
 exit codes: 0 done; 2 wrong usage
 """

@@ -123,11 +123,15 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of ``superserve status``."""
     made = terminal.parser("status", "Show models, workers, policies, queue and attainment of a mesh.")
     made.epilog = EPILOG
-    made.add_argument("--redis", default=redis_url(), metavar="URL", help="URL of Redis, as every service takes it")
-    made.add_argument("--model", help="this model alone")
+    made.add_argument(
+        "--redis", default=redis_url(), metavar="URL", help="URL of Redis, as every service takes it (REDIS_URL)"
+    )
+    made.add_argument("--model", metavar="NAME", help="show this model alone; default: all")
     made.add_argument("--once", action="store_true", help="print the table once instead of renewing it")
     made.add_argument("--json", action="store_true", help="print the overview as JSON, once")
-    made.add_argument("--interval-s", type=_seconds, default=1.0, metavar="S", help="between two looks (%(default)g)")
+    made.add_argument(
+        "--interval-s", type=_seconds, default=1.0, metavar="S", help="seconds between two looks (%(default)g)"
+    )
     return made
 
 

@@ -45,8 +45,7 @@ class Up:
             # In this thread, blocking or not: the server is to end with its parent, which to the kernel is a thread.
             url = self._stack.enter_context(embedded.server())
             _log.info("redis_started", url=url)
-        flags = ["--log-level", settings.log_level, "--grace-s", f"{settings.grace_s * CHILD_GRACE_SHARE:g}"]
-        self._mesh = Mesh(url, flags)
+        self._mesh = Mesh(url, self._flags())
         try:
             async with asyncio.timeout(settings.start_timeout_s):
                 await self._mesh.start("scheduler", *self._scheduler_flags(), *self._metrics_flags(0))
@@ -72,6 +71,13 @@ class Up:
                     _log.warning("ended_uncleanly", codes=failed)
         finally:
             self._stack.close()
+
+    def _flags(self) -> list[str]:
+        settings = self._settings
+        flags = ["--log-level", settings.log_level, "--grace-s", f"{settings.grace_s * CHILD_GRACE_SHARE:g}"]
+        if settings.log_json is not None:
+            flags.append("--log-json" if settings.log_json else "--no-log-json")
+        return flags
 
     def _scheduler_flags(self) -> list[str]:
         settings = self._settings

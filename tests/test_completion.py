@@ -1,12 +1,16 @@
 """Help and shell completion of every command, in the shells themselves."""
 
+import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import loadgen.cli
+import services.cli
 from services.cli import USAGE, command
 
 PROGRAMS = {"superserve": "services.cli", "loadgen": "loadgen.cli"}
@@ -123,6 +127,29 @@ def test_help_has_examples_and_exit_codes(program: str, name: str) -> None:
     examples = done.stdout.partition("xamples:\n")[2]
     assert f"  {program} {name}" in examples
     assert "exit codes: 0 " in done.stdout
+
+
+def flags(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.Action]]:
+    """Each flag and argument of a program's commands, with the command's name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command, its_parser in action.choices.items():
+                yield from flags(its_parser, f"{name} {command}")
+        elif not isinstance(action, argparse._HelpAction):
+            yield f"{name} {'/'.join(action.option_strings) or action.dest}", action
+
+
+@pytest.mark.parametrize("parser", [services.cli.parser, loadgen.cli._parser], ids=PROGRAMS)
+def test_every_flag_is_explained(parser: Callable[[], argparse.ArgumentParser]) -> None:
+    """Each says what it is for, what it takes in words of its own, and what holds without it."""
+    for name, action in flags(parser()):
+        text = (action.help or "") % vars(action)
+        assert text, name
+        assert "null" not in text, name
+        assert action.metavar not in ("str", "int", "float"), name
+        if isinstance(action.default, str | float | int) and not isinstance(action.default, bool):
+            shown = f"{action.default:g}" if isinstance(action.default, float) else str(action.default)
+            assert shown in text or action.default == argparse.SUPPRESS or action.dest == "redis", name
 
 
 def test_usage_names_every_command() -> None:

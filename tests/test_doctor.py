@@ -218,10 +218,8 @@ def test_port_by_ipv6(doctor: Doctor) -> None:
 
 def test_port_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     """A number that is no port is wrong usage, and the message has it."""
-    with pytest.raises(SystemExit) as ended:
-        command(["doctor", "--port", "65536"])
-    assert ended.value.code == 2
-    assert "65536" in capsys.readouterr().err
+    assert command(["doctor", "--port", "65536"]) == 2
+    assert "--port (SUPERSERVE_PORT)='65536'" in capsys.readouterr().err
 
 
 def test_too_few_files(url: str) -> None:
@@ -253,6 +251,44 @@ def test_device_that_there_is_not(doctor: Doctor) -> None:
     code, findings = doctor("--device", "cuda:7")
     assert (code, findings["torch device"]["verdict"]) == (1, "fail")
     assert "cuda:7" in findings["torch device"]["found"]
+
+
+def test_settings_are_read_as_services_read_them(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Redis, device, host, port, model and profile are those of the environment; a flag wins, a wrong value is 2."""
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in {
+            "REDIS_URL": url,
+            "SUPERSERVE_DEVICE": "cuda:7",
+            "SUPERSERVE_HOST": "127.0.0.2",
+            "SUPERSERVE_PORT": port,
+            "SUPERSERVE_MODEL": "rated-text-tiny",
+        }.items():
+            monkeypatch.setenv(name, value)
+
+        def look(*flags: str) -> dict[str, dict[str, str]]:
+            assert command(["doctor", "--json", *flags]) == 1  # for the mesh, if for nothing else
+            return {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+
+        findings = look()
+        assert url in findings["redis"]["found"]
+        assert findings[f"port {port}"]["verdict"] == "fail"
+        assert f"127.0.0.2:{port}" in findings[f"port {port}"]["found"]
+        assert (findings["torch device"]["verdict"], findings["mesh"]["verdict"]) == ("fail", "fail")
+        assert "superserve scheduler --model rated-text-tiny" in findings["mesh"]["advice"]
+        assert "model rated-text-tiny" in findings
+        monkeypatch.setenv("SUPERSERVE_PROFILE", "rtx2080ti-reconstructed")
+        given = look("--device", "cpu", "--host", "127.0.0.1", "--port", "0", "--model", "fashion-resnet")
+        assert findings["torch device"]["verdict"] != given["torch device"]["verdict"]
+        assert given["port 0"]["found"].startswith("127.0.0.1:0")
+        assert given["profile of fashion-resnet"]["verdict"] == "fail"  # it is of another executor
+        monkeypatch.setenv("SUPERSERVE_EXECUTOR", "emulated")
+        assert look("--device", "cpu", "--model", "fashion-resnet")["profile of fashion-resnet"]["verdict"] == "ok"
+    monkeypatch.setenv("SUPERSERVE_DEVICE", "tpu")
+    assert command(["doctor"]) == 2
+    assert "--device (SUPERSERVE_DEVICE)='tpu'" in capsys.readouterr().err
 
 
 def test_model_that_is_damaged(doctor: Doctor, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_core_is_pure(path: Path) -> None:
     """`common.sched` imports the standard library, numpy and itself, and one file its solver."""
     tops = {name.partition(".")[0] for name in imports(path)}
     assert tops <= {*sys.stdlib_module_names, "numpy", "common", SOLVER.get(path.name)}
+
+
+def test_types_of_the_core_have_names_of_their_own() -> None:
+    """No two public classes or type aliases of `common.sched` share a name."""
+    places = defaultdict(list)
+    for path in (p for p in FILES if p.parts[:2] == ("common", "sched")):
+        for node in ast.parse((ROOT / path).read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path))
+            elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
+                places[ast.unparse(node.target)].append(str(path))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 def test_gateway_scheduler_and_load_generator_run_without_torch() -> None:

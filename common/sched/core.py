@@ -42,7 +42,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf
-from operator import attrgetter
 from types import MappingProxyType
 from typing import assert_never
 
@@ -53,6 +52,7 @@ from common.sched.policies.base import Policy, View, best_of, learner_of
 from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.types import (
+    ID,
     MIN_ACCURACY,
     ROWS,
     Arrived,
@@ -72,8 +72,6 @@ from common.sched.types import (
     WorkerLost,
 )
 from common.sched.worker import Worker
-
-_ID = attrgetter("id")
 
 NEVER = 1 << 62
 """Later than every time in microseconds."""
@@ -189,7 +187,7 @@ class Scheduler:
 
     def _arrived(self, queries: Sequence[Query], now_us: int, out: list[Command]) -> None:
         live, room = self._live, self.options.max_queue_rows - self._queue.rows
-        ids, rows = set(map(_ID, queries)), sum(map(ROWS, queries))
+        ids, rows = set(map(ID, queries)), sum(map(ROWS, queries))
         min_accuracy = max(map(MIN_ACCURACY, queries), default=0.0)
         accepted = queries
         if (
@@ -229,7 +227,7 @@ class Scheduler:
         if item.found_idle:
             self.delay.add(event.started_us - item.dispatched_us)
         self.residuals.add((event.finished_us - event.started_us) / item.expected_us)
-        self._live.difference_update(map(_ID, item.batch.queries))
+        self._live.difference_update(map(ID, item.batch.queries))
         self.done += len(item.batch.queries)
         if self._learner is not None:
             self._learner.finished(item.batch, event)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
-from operator import attrgetter, lt
+from operator import lt
 from typing import Any
 
-from common.sched.types import DEADLINE_US, MIN_ACCURACY, ROWS, Query
+from common.sched.types import DEADLINE_US, EDF, MIN_ACCURACY, ROWS, Query
 
 _PASS_OVER = 64
 """How many queries too demanding for a batch's subnet are passed over while packing: bounds a decision's cost."""
 
 _COMPACT = 256
 """Slots freed at the front before the list may be compacted."""
-
-_order: Callable[[Query], tuple[int, int, int]] = attrgetter("deadline_us", "priority", "id")
 
 
 class EdfQueue:
@@ -94,13 +92,11 @@ class EdfQueue:
         if not last or min_accuracy > self._min_accuracy:
             self._min_accuracy = min_accuracy
         pack = [*last, *queries]
-        if _ascend(list(map(DEADLINE_US, pack))) or _ascend(
-            list(map(_order, pack))
-        ):  # nearly always: they came in order
+        if _ascend(list(map(DEADLINE_US, pack))) or _ascend(list(map(EDF, pack))):  # nearly always: they came in order
             items += queries
         else:
             for query in queries:
-                insort(items, query, lo=self._front, key=_order)
+                insort(items, query, lo=self._front, key=EDF)
         self.rows += rows
 
     def take(self, max_rows: int, accuracy: float) -> tuple[Query, ...]:
@@ -150,7 +146,7 @@ class EdfQueue:
     def check(self) -> None:
         """Raise AssertionError if the queue is out of order or its row count is wrong."""
         items = self._items[self._front :]
-        assert all(_order(a) < _order(b) for a, b in pairwise(items)), "queue out of order"
+        assert all(EDF(a) < EDF(b) for a, b in pairwise(items)), "queue out of order"
         assert self.rows == sum(item.rows for item in items), "queued rows miscounted"
         assert max(map(MIN_ACCURACY, items), default=0.0) <= self._min_accuracy, "the greatest demand is forgotten"
 

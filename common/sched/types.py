@@ -10,7 +10,7 @@ What occurs once per query or batch is a named tuple: a frozen dataclass takes t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import itemgetter
 from typing import Literal, NamedTuple, TypeAlias
 
 from common.sched.profile import Profile
@@ -50,11 +50,12 @@ class Query(NamedTuple):
     attempts: int = 0
 
 
-# To go over many queries at once: map(ROWS, queries) runs no code of ours per query.
-ARRIVAL_US = attrgetter("arrival_us")
-DEADLINE_US = attrgetter("deadline_us")
-ROWS = attrgetter("rows")
-MIN_ACCURACY = attrgetter("min_accuracy")
+# To go over many queries at once: map(ROWS, queries) runs no code of ours per query. By place is quicker than by name.
+_place = Query._fields.index
+ID, ROWS, MIN_ACCURACY = map(itemgetter, map(_place, ("id", "rows", "min_accuracy")))
+ARRIVAL_US, DEADLINE_US = map(itemgetter, map(_place, ("arrival_us", "deadline_us")))
+EDF = itemgetter(*map(_place, ("deadline_us", "priority", "id")))
+"""The order of the queue: earliest deadline first, then the lower priority number, then who came first."""
 
 
 class Batch(NamedTuple):

@@ -260,7 +260,8 @@ def _mixed(lengths: Lengths) -> Experiment:
         "mixed",
         "Tenants and floors",
         "Three tenants in one queue: interactive (SLO 36 ms, bursty, 6,000 q/s more for a sixth of the "
-        "run), accurate (SLO 100 ms, at least 79 %), background (SLO 250 ms, priority behind all).",
+        "run), accurate (SLO 100 ms, at least 79 %), background (SLO 250 ms, priority 9, behind the others at equal "
+        "deadlines).",
         [Cell("mixed", world, [OURS, SLACKFIT, MAXBATCH])],
     )
 

@@ -83,7 +83,9 @@ def _one_cell(results: Results, experiment: Experiment, summary: Mapping[str, An
     _scatter(scatter, results, cell, names=True)
     scatter.legend(loc="lower left")
     shown = [results.of(cell.world, name) for name in cell.policies if not is_baseline(name)][:2]
-    _over_time([figure.add_subplot(grid[row, 1]) for row in range(3)], shown)
+    load, accuracy, batch = (figure.add_subplot(grid[row, 1]) for row in range(3))
+    _over_time((load, accuracy, batch), shown)
+    accuracy.legend(loc="lower left", ncols=2)
     save_figure(figure, path, experiment.title)
 
 
@@ -101,7 +103,6 @@ def _over_time(axes: Sequence[Axes], shown: Sequence[Result]) -> None:
         target.set_title(title)
         for place, one in enumerate(shown):
             _line(target, place, *_steps(one.report.series.bin_s, getattr(one.report.series, key)), one.case.policy)
-    accuracy.legend(loc="lower left", ncols=2)
     batch.set_ylim(bottom=0)
     batch.set_xlabel("time, s")
     for target in axes:
@@ -135,7 +136,7 @@ def _by_cell(results: Results, experiment: Experiment, summary: Mapping[str, Any
         _line(right, place, places, [one.accuracy for one in found], name, marker=_MARKERS[place % len(_MARKERS)])
     for axes, title in ((left, "SLO attainment"), (right, "Serving accuracy, %")):
         axes.set_title(title)
-        axes.set_xticks(list(places), [cell.name for cell in experiment.cells])
+        axes.set_xticks(list(places), [cell.name.replace(" + ", "\n+ ") for cell in experiment.cells])
     _legend_above(figure, left)
     save_figure(figure, path, experiment.title)
 
@@ -243,12 +244,13 @@ def _small(results: Results, experiment: Experiment, summary: Mapping[str, Any],
 def _dynamics(results: Results, bursty: Experiment, ramps: Experiment, path: Path) -> None:
     """What our policy does over time on two bursty and two time-varying traces (paper, figure 13)."""
     cells = [bursty.cells[3], bursty.cells[5], ramps.cells[3], ramps.cells[5]]
-    figure = new_figure(14, 6.4, top=0.9)
+    figure = new_figure(14, 6.6, top=1.15)
     grid = figure.subplots(3, len(cells), gridspec_kw={"hspace": 0.4, "wspace": 0.2})
     for column, cell in enumerate(cells):
         shown = [results.of(cell.world, name) for name in cell.policies[:2]]
         _over_time([grid[row][column] for row in range(3)], shown)
         grid[0][column].set_title(f"Arrivals, q/s: {cell.name.replace(',', ', ')}")
+    _legend_above(figure, grid[1][0])
     save_figure(figure, path, "Dynamics")
 
 

@@ -10,6 +10,9 @@ from loadgen.evaluation.experiments import INFAAS, OURS, SLACKFIT, Experiment
 from loadgen.evaluation.summary import EQUAL_ATTAINMENT
 
 Row = Sequence[str]
+DYNAMICS_BEHIND = (
+    "time_varying"  # the experiment after which `dynamics.png` stands: it shows that one and the one before
+)
 
 
 def write_report(summary: Mapping[str, Any], experiments: Sequence[Experiment]) -> str:
@@ -19,6 +22,9 @@ def write_report(summary: Mapping[str, Any], experiments: Sequence[Experiment]) 
         lines += [f"## {experiment.title}", "", experiment.about, ""]
         lines += [f"![{experiment.title}]({experiment.key}.png)", ""]
         lines += [*_SECTION[experiment.key](summary[experiment.key], experiment), ""]
+        if experiment.key == DYNAMICS_BEHIND:
+            lines += ["Over time, on two bursty and two time-varying traces (paper, figure 13):", ""]
+            lines += ["![Dynamics](dynamics.png)", ""]
     if "agreement" in summary:
         lines += [*agreement_section(summary["agreement"])]
     return "\n".join(lines).rstrip() + "\n"
@@ -57,7 +63,7 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
         [
             "SLO misses at 100 ms of actuation over 0 ms",
             "up to 75x",
-            *(_ratio(ratios[name]) for name in (OURS, SLACKFIT)),
+            *(ratio(ratios[name]) for name in (OURS, SLACKFIT)),
         ]
     )  # fmt: skip
     yield ""
@@ -65,7 +71,9 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
         "*Equal* is determined against Clipper+ of each subnet, the smallest of which is INFaaS. Accuracy gained at "
         "equal attainment: the policy's accuracy less that of the most accurate baseline whose attainment is at least "
         f"the policy's less {EQUAL_ATTAINMENT:g}. Attainment gained at equal accuracy: the policy's attainment over "
-        "the best among the baselines that are at least as accurate. A dash: there is no such baseline."
+        "the best among the baselines that are at least as accurate. A dash: there is no such baseline. Clipper+ takes "
+        "the largest batch that the head's slack allows: beyond what it can carry heads are late and batches small, so "
+        "that it attains less than its capacity would. The paper does not say how its Clipper+ batches."
     )
     yield (
         "*Late queries.* Under `drop`, which all figures are of unless said otherwise, a query that cannot meet its "
@@ -169,10 +177,7 @@ def _cells(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
         ["", *(f"`{name}`" for name in names)],
         [[cell, *(_both(one[name]) for name in names)] for cell, one in found["cells"].items()],
     )
-    yield ""
-    yield "Share of the optimum, mean: " + ", ".join(
-        f"`{name}` {_text(found['policies'][name]['bound_share'], '{:.2%}')}" for name in names
-    ) + "."  # fmt: skip
+    yield from _shares(found, "mean")
     if "policies_late_serve" in found:
         yield ""
         yield "With late queries served, mean attainment / accuracy: " + ", ".join(
@@ -180,24 +185,34 @@ def _cells(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
         ) + "."  # fmt: skip
 
 
+def _shares(found: Mapping[str, Any], of: str) -> Iterator[str]:
+    """A line with every policy's share of the optimum."""
+    yield ""
+    yield f"Share of the optimum, {of}: " + ", ".join(
+        f"`{name}` {_text(one['bound_share'], '{:.2%}')}" for name, one in found["policies"].items()
+    ) + "."  # fmt: skip
+
+
 def _faults(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
     alive = found["alive"]
     counts = list(next(iter(alive.values())))
     rows = [[f"`{name}`", *(_both(phases[n]) for n in counts)] for name, phases in alive.items()]
     yield from _table(["workers alive", *counts], rows)
+    yield from _shares(found, "that of workers who all live")
 
 
 def _actuation(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
     yield from _cells(found, experiment)
     yield ""
     yield "Misses at the longest delay over those without: " + ", ".join(
-        f"`{name}` {_ratio(one)}" for name, one in found["miss_ratios"].items()
+        f"`{name}` {ratio(one)}" for name, one in found["miss_ratios"].items()
     ) + "."  # fmt: skip
 
 
-def _ratio(one: Mapping[str, float]) -> str:
-    """Misses with over misses without; at least one is taken to have been missed without."""
-    return f"{one['ratio']:,.0f}x ({one['misses_without']:,} to {one['misses_longest']:,})"
+def ratio(one: Mapping[str, Any]) -> str:
+    """Misses with over misses without; where nothing was missed without, there is no ratio."""
+    counts = f"{one['misses_without']:,} to {one['misses_longest']:,}"
+    return counts if one["ratio"] is None else f"{one['ratio']:,.0f}x ({counts})"
 
 
 def _way_back(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
@@ -208,12 +223,13 @@ def _way_back(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]
                 [
                     f"`{name}`", f"{cell} ms", _text(one["accuracy_before"], "{:.2f}"),
                     _text(one["accuracy_in_burst"], "{:.2f}"), _attainment(one["slo_attainment_in_burst"]),
-                    _text(one["back_after_ms"], "{:.0f}"),
+                    _text(one["back_after_ms"], "{:.0f}") if one["bent"] else "never left",
                 ]
             )  # fmt: skip
     head = ["policy", "a change costs", "accuracy before", "in the burst", "attainment in the burst"]
     resolution = next(iter(next(iter(found["back"].values())).values()))["resolution_ms"]
     yield from _table([*head, f"back after, ms (in steps of {resolution})"], rows)
+    yield from _shares(found, "mean; a change of subnet costs the bound nothing")
 
 
 def _tenants(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
@@ -228,6 +244,7 @@ def _tenants(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
     ]  # fmt: skip
     head = ["policy", "tenant", "SLO, ms", "floor, %", "queries", "attainment", "accuracy, %"]
     yield from _table([*head, "least accuracy, %", "below the floor"], rows)
+    yield from _shares(found, "all tenants together")
 
 
 def _small(found: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:

@@ -118,12 +118,17 @@ def _mean(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]
 
 
 def _actuation(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Misses at the longest delay over those without any; at least one miss is assumed, to have a ratio."""
-    found = {}
+    """Misses at the longest delay over those without any; no ratio for a policy that misses nothing without."""
+    found: dict[str, dict[str, Any]] = {}
     for name in cells[0].policies:
         without, longest = (results.of(cell.world, name).misses for cell in (cells[0], cells[-1]))
-        found[name] = {"misses_without": without, "misses_longest": longest, "ratio": longest / max(without, 1)}
-    return {"miss_ratios": found, "miss_ratio": max(one["ratio"] for one in found.values())}
+        found[name] = {
+            "misses_without": without,
+            "misses_longest": longest,
+            "ratio": longest / without if without else None,
+        }
+    known = [one["ratio"] for one in found.values() if one["ratio"] is not None]
+    return {"miss_ratios": found, "miss_ratio": max(known, default=None)}
 
 
 def _faults(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -157,9 +162,12 @@ def _way_back(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
                 for value in series.serving_accuracy[math.ceil(end_s / series.bin_s - 1e-9) :]
             ]
             settled = next((i for i in range(len(after)) if all(after[i : i + _SETTLED_BINS])), None)
+            within = _within(series.serving_accuracy, series.bin_s, start_s, end_s)
+            bent = before is not None and within is not None and within < before - _SETTLED_POINTS
             found.setdefault(cell.name, {})[name] = {
                 "accuracy_before": before,
-                "accuracy_in_burst": _within(series.serving_accuracy, series.bin_s, start_s, end_s),
+                "accuracy_in_burst": within,
+                "bent": bent,
                 "slo_attainment_in_burst": _within(series.slo_attainment, series.bin_s, start_s, end_s),
                 "back_after_ms": None if settled is None else round(settled * series.bin_s * 1e3),
                 "resolution_ms": round(series.bin_s * 1e3),

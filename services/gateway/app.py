@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+from functools import partial
 from typing import TYPE_CHECKING
 
 from common import clock, keys, log, wire
@@ -59,7 +60,7 @@ class Gateway:
         self._published: dict[str, Published] = {}
         self._history = History()
         self._routes = Routes(self._links, self._metrics, version, settings.max_slo_ms, self._overview, self._history)
-        self._server = Server(self._handle, settings.max_body_bytes)
+        self._server = Server(self._handle, settings.max_body_bytes, partial(self._metrics.refused, "http"))
         self._watch = watch_for(settings, self.name)
         self._inference = Inference(settings, self._server, self._metrics, self._watch)
         self._rpc: RpcServer | None = None
@@ -84,7 +85,8 @@ class Gateway:
         except OSError as error:
             raise ConfigError(f"cannot listen on --host {settings.host} --port {settings.port}: {error}") from error
         if settings.grpc_port:
-            self._rpc = _rpc_server()(settings, self._routes, self._inference)
+            refused = partial(self._metrics.refused, "grpc")
+            self._rpc = _rpc_server()(settings, self._routes, self._inference, refused)
             await self._rpc.listen()
         tasks.spawn(keep_trying(self._poll_after_a_while, StreamsError, "model statuses"), "statuses")
         tasks.spawn(keep_trying(self._exchange, StreamsError, "counts"), "counts")

@@ -19,6 +19,8 @@ from services.gateway.tensors import text_row
 from services.gateway.watch import CLIENT_LEFT, Call, Ending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from grpc.aio import ServicerContext as Context
 
     from common.settings import GatewaySettings
@@ -65,7 +67,7 @@ class Inference:
         except Exception as error:  # whatever it is, it is counted and answered
             self._refuse(request, link, error)
 
-    async def ask(self, link: ModelLink, header: bytes, raw: bytes, context: Context) -> Reply:
+    async def ask(self, link: ModelLink, parts: Callable[[], tuple[bytes, bytes]], context: Context) -> Reply:
         """Return the reply to a JSON part and a raw part that came by gRPC; SuperServeError if none.
 
         Cancelled, it withdraws the query.
@@ -81,6 +83,7 @@ class Inference:
         try:
             model = link.admit()
             assert link.planner is not None
+            header, raw = parts()
             plan = link.planner.plan(header)
             query = self._send(link, plan.rows, plan.options, plan.tensors(raw), done)
             context.set_trailing_metadata(((QUERY_ID.lower(), id_of(query)),))

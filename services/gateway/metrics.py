@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from common import metrics, wire
 from common.metrics import SECONDS, Histogram, Recent
 from services.gateway.model import VERSION
+from services.gateway.server import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from common.streams import Depth
     from services.gateway.pending import Query, Result
 
+REFUSALS = {  # reasons, by protocol
+    "http": tuple(REASONS.values()),
+    "grpc": ("malformed", "not_found", "unimplemented", "unread"),
+}
 OUTCOMES = {429: "overloaded", 500: "failed", 503: "unavailable", 504: "expired"}  # other statuses: "invalid"
 ANSWERED, LATE, LEFT = "answered", "answered_late", "client_left"
 
@@ -122,6 +127,7 @@ class Metrics(Collector):
         self._models: dict[str, ModelMetrics] = {}
         self._pending = pending
         self._depths: dict[str, Depth] = {}
+        self._refusals = Counter({(protocol, reason): 0 for protocol, some in REFUSALS.items() for reason in some})
         self.registry = metrics.registry(self)
 
     def of(self, model: str) -> ModelMetrics:
@@ -130,6 +136,10 @@ class Metrics(Collector):
         if counts is None:
             counts = self._models[model] = ModelMetrics()
         return counts
+
+    def refused(self, protocol: str, reason: str) -> None:
+        """Count a request that never became a query of a model, for one of the ``REFUSALS``."""
+        self._refusals[protocol, reason] += 1
 
     def snapshot(self, depths: Mapping[str, Depth]) -> None:
         """Take note of how full each model's reply stream is, and of the counters for the window."""
@@ -157,6 +167,9 @@ class Metrics(Collector):
         yield metrics.gauge(f"{name}pending_queries", "Queries of this gateway in the mesh", {(): self._pending()}, [])
         yield metrics.counter(f"{name}queries", "Queries by what became of them", *outcomes)
         yield metrics.counter(f"{name}subnet_queries", "Queries answered, by subnet", *subnets)
+        refusals: Labelled = {(protocol, reason): count for (protocol, reason), count in self._refusals.items()}
+        help_text = "Requests refused before they were a query of a model"
+        yield metrics.counter(f"{name}refused_requests", help_text, refusals, ["protocol", "reason"])
         yield metrics.counter(f"{name}slo", "Queries that count for attainment", *each(ModelMetrics.counting))
         met = each(lambda counts: counts.outcomes[ANSWERED])
         yield metrics.counter(f"{name}slo_met", "Queries answered in time", *met)

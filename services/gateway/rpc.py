@@ -3,6 +3,11 @@
 A ModelInferRequest becomes the JSON part and the raw part that HTTP would have brought, and goes the same way from
 there: one validation, one set of plans, one reply. The other methods answer what the HTTP path of the same meaning
 answers. Outputs are always raw.
+
+grpc would refuse by itself, and tell nobody, a method that there is not, a message that it cannot parse and one that
+is too large. So every method is looked up here, and reads and parses its one message itself: it is served as one that
+takes a stream, which on the wire is the same. Of a message beyond the limit grpc tells only that none came, as of a
+client that left before its message was whole: both are counted as ``unread``.
 """
 
 from __future__ import annotations
@@ -14,19 +19,21 @@ from urllib.parse import quote
 import grpc
 import orjson
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from common import log
-from common.errors import BadRequest, ConfigError, SuperServeError
+from common.errors import BadRequest, ConfigError, NotFound, SuperServeError
 from common.tensors import BYTES
 from services.gateway.http import Request
 from services.gateway.messages import SERVICE, message_class
 from services.gateway.model import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from common.settings import GatewaySettings
     from services.gateway.inference import Inference
+    from services.gateway.link import ModelLink
     from services.gateway.routes import Routes
 
 CODES = {
@@ -53,12 +60,18 @@ _log = log.get(__name__)
 
 
 class RpcServer:
-    """Listens for gRPC, and answers by ``routes`` and ``inference`` as HTTP does."""
+    """Listens for gRPC, and answers by ``routes`` and ``inference`` as HTTP does.
 
-    def __init__(self, settings: GatewaySettings, routes: Routes, inference: Inference) -> None:
+    ``refused`` is told the reason why a call came to neither.
+    """
+
+    def __init__(
+        self, settings: GatewaySettings, routes: Routes, inference: Inference, refused: Callable[[str], None]
+    ) -> None:
         self._settings = settings
         self._routes = routes
         self._inference = inference
+        self._refused = refused
         # A message is the tensors and a little around them.
         options = (
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -75,9 +88,9 @@ class RpcServer:
             "ModelStatistics": lambda request: self._path("/stats", request) if request.name else "/v2/models/stats",
             "RepositoryIndex": lambda _: "/v2/models",
         }
-        methods = {name: _method(name, partial(self._read, name, path)) for name, path in read.items()}
-        methods["ModelInfer"] = _method("ModelInfer", self._infer)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        methods = {name: self._method(name, partial(self._read, name, path)) for name, path in read.items()}
+        methods["ModelInfer"] = self._method("ModelInfer", self._infer)
+        self._server.add_generic_rpc_handlers((_Methods(methods, refused),))
 
     async def listen(self) -> None:
         """Accept connections; ConfigError if the address cannot be had."""
@@ -102,33 +115,73 @@ class RpcServer:
 
     def _path(self, verb: str, request: Any) -> str:
         """Return the HTTP path below the model that a request names; NotFound if there is none."""
-        link = self._routes.model(request.name, request.version or VERSION)
+        link = self._model(request.name, request.version)
         return f"/v2/models/{quote(link.name, safe='')}{verb}"
 
     async def _infer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        link = self._routes.model(request.model_name, request.model_version or VERSION)
-        header = orjson.dumps(_document(request))
-        document, raw = await self._inference.ask(link, header, b"".join(request.raw_input_contents), context)
+        link = self._model(request.model_name, request.model_version)
+        document, raw = await self._inference.ask(link, partial(_parts, request), context)
         return _response(document, raw)
 
-
-def _method(name: str, answer: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]) -> grpc.RpcMethodHandler:
-    """Return the handler of a method, whose errors become statuses."""
-
-    async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
+    def _model(self, name: str, version: str) -> ModelLink:
         try:
-            return await answer(request, context)
-        except SuperServeError as error:
-            await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
-        except Exception as error:
-            _log.error("request_failed", method=name, exc_info=error)
-            await context.abort(grpc.StatusCode.INTERNAL, f"the gateway failed: {type(error).__name__}: {error}")
+            return self._routes.model(name, version or VERSION)
+        except NotFound:
+            self._refused("not_found")
+            raise
 
-    return grpc.unary_unary_rpc_method_handler(
-        handle,
-        request_deserializer=message_class(f"{name}Request").FromString,
-        response_serializer=message_class(f"{name}Response").SerializeToString,
-    )
+    def _method(
+        self, name: str, answer: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+    ) -> grpc.RpcMethodHandler:
+        """Return the handler of a method, whose errors become statuses."""
+        request_class = message_class(f"{name}Request")
+
+        async def handle(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> Any:
+            try:
+                return await answer(await self._message(request_class, context), context)
+            except SuperServeError as error:
+                await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
+            except Exception as error:
+                _log.error("request_failed", method=name, exc_info=error)
+                await context.abort(grpc.StatusCode.INTERNAL, f"the gateway failed: {type(error).__name__}: {error}")
+
+        serialise = message_class(f"{name}Response").SerializeToString
+        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=serialise)
+
+    async def _message(self, kind: Any, context: grpc.aio.ServicerContext) -> Any:
+        """Return the call's message; BadRequest if there is none, or none of this kind."""
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            self._refused("unread")
+            raise BadRequest("the call brought no message")
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            self._refused("malformed")
+            raise BadRequest(f"the message is no {kind.DESCRIPTOR.name}: {error}") from None
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Finds the handler of a method; one that there is not is refused with those that there are."""
+
+    def __init__(self, methods: dict[str, grpc.RpcMethodHandler], refused: Callable[[str], None]) -> None:
+        self._methods = {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+        self._known = ", ".join(methods)
+        self._refused = refused
+        self._unknown = grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        """Called by grpc for each call."""
+        return self._methods.get(handler_call_details.method, self._unknown)
+
+    async def _refuse(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+        self._refused("unimplemented")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no such method; {SERVICE} has {self._known}")
+
+
+def _parts(request: Any) -> tuple[bytes, bytes]:
+    """Return the JSON part and the raw part that HTTP would have brought."""
+    return orjson.dumps(_document(request)), b"".join(request.raw_input_contents)
 
 
 def _document(request: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """HTTP by aiohttp's low-level server: the gateway's paths are few, so no router or middleware stands before them.
 
 It knows no model: it hands each ``Request``, body and all, to the handler, which calls ``respond`` once, now or from
-any later callback. What the handler raises becomes the answer, so that no request stays without one. A client that
-leaves before its answer cancels the wait, and the handler hears of it by ``on_left``.
+any later callback. What the handler raises becomes the answer, so that no request stays without one, and is told to
+``refused`` by its reason if it is the client's fault. A client that leaves before its answer cancels the wait, and the
+handler hears of it by ``on_left``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import orjson
 from aiohttp import web
 
 from common import log
-from common.errors import BadRequest, PayloadTooLarge, SuperServeError
+from common.errors import BadRequest, ClientError, PayloadTooLarge, SuperServeError
 from services.gateway.http import Request, RequestTimeout, Response, error_response
 
 if TYPE_CHECKING:
@@ -23,20 +24,24 @@ if TYPE_CHECKING:
 BODY_TIMEOUT_S = 60.0  # for a body to arrive
 LINGER_S = 1.0  # how long the rest of a refused body is read and thrown away, lest a reset loses the answer
 CLOSE_TIMEOUT_S = 2.0
+REASONS = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large"}
 
 _log = log.get(__name__)
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, but for its errors, which are JSON here as everywhere."""
+    """aiohttp's connection, but for its errors, which are JSON here as everywhere, and told to ``refused``."""
 
-    __slots__ = ()
+    __slots__ = ("refused",)
+    refused: Callable[[str], None]
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse."""
         del request
+        if status in REASONS:
+            self.refused(REASONS[status])
         words = " ".join((message or str(exc) or "no reason known").split())
         response = web.json_response({"error": f"malformed HTTP: {words}"}, status=status)
         response.force_close()
@@ -46,8 +51,9 @@ class _Connection(web.RequestHandler):
 class Server:
     """Listens, and hands requests to ``handle``; bodies are limited to ``max_body_bytes``."""
 
-    def __init__(self, handle: Callable[[Request], None], max_body_bytes: int) -> None:
+    def __init__(self, handle: Callable[[Request], None], max_body_bytes: int, refused: Callable[[str], None]) -> None:
         self._handle = handle
+        self._refused = refused
         self._limit = max_body_bytes
         self._draining = False
         self._http: web.Server | None = None
@@ -61,7 +67,9 @@ class Server:
 
         def connect() -> _Connection:
             # Bodies are inflated elsewhere, within the limit.
-            return _Connection(server, loop=loop, access_log=None, auto_decompress=False, lingering_time=LINGER_S)  # type: ignore[arg-type]  # None turns the log off
+            made = _Connection(server, loop=loop, access_log=None, auto_decompress=False, lingering_time=LINGER_S)  # type: ignore[arg-type]  # None turns the log off
+            made.refused = self._refused
+            return made
 
         self._listener = await loop.create_server(connect, host, port, reuse_port=reuse_port or None)
         bound: int = self._listener.sockets[0].getsockname()[1]
@@ -102,6 +110,8 @@ class Server:
                 request.body = await self._body(arrived)
             self._handle(request)
         except Exception as error:  # here errors become answers
+            if isinstance(error, ClientError) and error.status in REASONS:
+                self._refused(REASONS[error.status])
             fail(request, error)
         try:
             status, body, headers = await request.response

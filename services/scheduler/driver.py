@@ -65,16 +65,20 @@ def make_core(settings: SchedulerSettings) -> Scheduler:
 class Driver:
     """Drives one core. ``ledger`` and ``outbox`` are shared with whoever reads and writes the streams."""
 
-    def __init__(self, settings: SchedulerSettings, clock: Clock, event_log: TextIO | None) -> None:
+    def __init__(self, settings: SchedulerSettings, clock: Clock) -> None:
         self.core = make_core(settings)
         self.counts = Counts()
         self.ledger = Ledger()
         self.outbox = Outbox(settings.model, self.ledger)
         self._policy = settings.policy
         self._clock = clock
-        self._event_log = EventLog(event_log.write, self.core) if event_log else None
+        self._event_log: EventLog | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+
+    def log_to(self, file: TextIO) -> None:
+        """Write every event from here on; nothing has been applied yet."""
+        self._event_log = EventLog(file.write, self.core)
 
     def close(self) -> None:
         """Wake up no more."""

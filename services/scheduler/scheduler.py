@@ -6,7 +6,7 @@ What can break, and what then happens:
   adopts the batches that it finds there. Queries may be served twice and are answered once.
 - A worker falls silent: what its stream still holds is put back with the old deadlines, the stream goes.
 - Redis dies: everything waits and retries; workers are not blamed for the silence.
-- Two schedulers: the lease lets one lead, the other stands by.
+- Two schedulers: the lease lets one lead, the other stands by, and touches no event log until it leads.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import keys, log, metrics, wire
 from common.clock import REFRESH_S, Clock
-from common.errors import ConfigError, SuperServeError
+from common.errors import SuperServeError
 from common.metrics import SNAPSHOT_S
 from common.runtime import keep_trying, unique_name
 from common.streams import Depth, Entry, Streams, StreamsError
+from services.scheduler import logfile
 from services.scheduler.driver import Driver
 from services.scheduler.metrics import Metrics
 from services.scheduler.roster import WATCH_INTERVAL_S, Roster
@@ -58,8 +58,10 @@ class SchedulerService:
         self._name = unique_name("scheduler")
         self._streams = Streams(settings.redis)
         self._clock = Clock()
-        self._event_log = _open(settings.event_log)
-        self._driver = Driver(settings, self._clock, self._event_log)
+        self._event_log: TextIO | None = None  # who stands by has none: it may be its leader's file
+        if settings.event_log is not None:
+            logfile.check_writable(settings.event_log)
+        self._driver = Driver(settings, self._clock)
         timeout_s = settings.worker_timeout_ms / 1e3
         self._roster = Roster(settings.model, self._name, self._streams, self._driver, timeout_s)
         self._ingress, self._events = keys.ingress(settings.model), keys.events(settings.model)
@@ -120,6 +122,9 @@ class SchedulerService:
                 standing_by = True
             await asyncio.sleep(interval_s)
         self._leading = self._metrics.leading = True
+        if self._settings.event_log is not None:
+            self._event_log = logfile.begin(self._settings.event_log)
+            self._driver.log_to(self._event_log)
         _log.info("leading", model=self._settings.model, policy=self._settings.policy, scheduler=self._name)
         self._reader = tasks.spawn(keep_trying(self._read, StreamsError, "reading"), "read")
         tasks.spawn(keep_trying(self._write, StreamsError, "writing"), "write")
@@ -235,13 +240,3 @@ class SchedulerService:
     async def _synchronise(self) -> None:
         await asyncio.sleep(REFRESH_S)
         await self._clock.synchronise(self._streams)
-
-
-def _open(path: str | None) -> TextIO | None:
-    """Open the event log, line-buffered, so that a crash loses no event that was applied."""
-    if path is None:
-        return None
-    try:
-        return Path(path).open("w", buffering=1, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--event-log={path!r}: {error}") from error

@@ -62,6 +62,8 @@ def check_model(settings: WorkerSettings) -> list[Finding]:
     loaded = f"{name} loads: {len(subnets)} subnets, {subnets[0].accuracy:.2f} to {subnets[-1].accuracy:.2f} %"
     findings = [Finding(check, "ok", loaded)]
     check = f"profile of {settings.model}"
+    if settings.profile is not None:
+        return [*findings, _profile_given(check, settings, name, measure.device_name(torch.device(device)))]
     try:
         path = start.cache_path(settings, folder, measure.device_name(torch.device(device)), torch.__version__)
         if not path.is_file():
@@ -74,3 +76,15 @@ def check_model(settings: WorkerSettings) -> list[Finding]:
     fastest, best = (profile.latency_us(subnet, 1) / 1e3 for subnet in (profile.smallest, profile.subnets[-1].id))
     measured = f"measured here in {profile.precision}: one row takes {fastest:.2f} to {best:.2f} ms ({path})"
     return [*findings, Finding(check, "ok", measured)]
+
+
+def _profile_given(check: str, settings: WorkerSettings, model: str, device: str) -> Finding:
+    """Look at the profile that the settings name in place of one measured here."""
+    assert settings.profile is not None
+    try:
+        name, profile = library.find_profile(settings.profile)
+        if settings.executor == "torch":
+            library.check_fit(settings.profile, profile, model, device, 1, settings.precision)
+    except ConfigError as error:
+        return Finding(check, "fail", error.message, "superserve profile makes one of this device; or give none")
+    return Finding(check, "ok", f"{name}, of {profile.device or 'no device named'}, as --profile says")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FAMILIES = ("ofa-resnet50",)
 IMAGE_TYPES = (".jpeg", ".jpg", ".png", ".webp")
 SEED = 0
+ABOUT = "From a published supernet checkpoint to a model folder that a search and a worker can read."
 EPILOG = """\
 examples:
   superserve import ofa-resnet50 ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0 --images imagenet/val
@@ -97,18 +98,30 @@ def run(flags: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `superserve import`."""
-    made = terminal.parser("import", __doc__ or "")
+    made = terminal.parser("import", ABOUT)
     made.epilog = EPILOG
     made.add_argument("family", choices=FAMILIES, help="what the checkpoint is of")
-    made.add_argument("checkpoint", type=Path, help="file as it was published")
-    made.add_argument("--images", type=Path, help="folder with one folder of images per class")
-    made.add_argument("--calibration", type=terminal.positive, default=512, help="images to calibrate with")
-    made.add_argument("--held-out", type=terminal.positive, default=2_000, help="images to measure accuracy with")
-    made.add_argument("--accuracy", type=float, help="percent, of the whole network; instead of --images")
-    made.add_argument("--classes", type=terminal.positive, default=1_000, help="classes of the checkpoint")
-    made.add_argument("--side", type=terminal.positive, default=224, help="pixels of an image's side")
-    made.add_argument("--labels", type=Path, help="file with one class name per line; else the folders' names")
-    made.add_argument("--out", type=Path, help="folder to write to; by default out/models/FAMILY")
+    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file as it was published")
+    made.add_argument("--images", type=Path, metavar="DIR", help="folder with one folder of images per class")
+    made.add_argument(
+        "--calibration", type=terminal.positive, default=512, metavar="N", help="images to calibrate with (%(default)s)"
+    )
+    made.add_argument(
+        "--held-out",
+        type=terminal.positive,
+        default=2_000,
+        metavar="N",
+        help="images to measure accuracy with (%(default)s)",
+    )
+    made.add_argument("--accuracy", type=float, metavar="PERCENT", help="of the whole network; instead of --images")
+    made.add_argument(
+        "--classes", type=terminal.positive, default=1_000, metavar="N", help="classes of the checkpoint (%(default)s)"
+    )
+    made.add_argument(
+        "--side", type=terminal.positive, default=224, metavar="N", help="pixels of an image's side (%(default)s)"
+    )
+    made.add_argument("--labels", type=Path, metavar="FILE", help="one class name per line; else the folders' names")
+    made.add_argument("--out", type=Path, metavar="DIR", help="folder to write to; by default out/models/FAMILY")
     return made
 
 

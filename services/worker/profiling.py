@@ -11,6 +11,7 @@ from common import terminal
 from common.errors import ConfigError
 from services.worker import library
 
+ABOUT = "How fast each subnet is on this device, for workers and simulations."
 EPILOG = """\
 examples:
   superserve profile --model out/models/fashion-resnet
@@ -68,15 +69,30 @@ def run(flags: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `superserve profile`."""
-    made = terminal.parser("profile", __doc__ or "")
+    made = terminal.parser("profile", ABOUT)
     made.epilog = EPILOG
-    made.add_argument("--model", default="fashion-resnet", help="name of a shipped model, or the folder of one")
-    made.add_argument("--subnets", default="pareto", help="pareto, hosted for all, or ids separated by commas")
-    made.add_argument("--batch-sizes", type=_sizes, default=(1, 2, 4, 8, 16), help="ascending, separated by commas")
-    made.add_argument("--runs", type=terminal.positive, default=50, help="runs per subnet and batch size")
-    made.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    made.add_argument("--model", default="fashion-resnet", metavar="NAME", help=terminal.MODEL)
+    made.add_argument(
+        "--subnets",
+        default="pareto",
+        metavar="IDS",
+        help="pareto, hosted for all, or ids separated by commas (%(default)s)",
+    )
+    made.add_argument(
+        "--batch-sizes",
+        type=_sizes,
+        default=(1, 2, 4, 8, 16),
+        metavar="N,N",
+        help="ascending, separated by commas (1,2,4,8,16)",
+    )
+    made.add_argument(
+        "--runs", type=terminal.positive, default=50, metavar="N", help="runs per subnet and batch size (%(default)s)"
+    )
+    made.add_argument("--device", default="cpu", help="cpu or cuda:N (%(default)s)")
     made.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=terminal.PRECISION)
-    made.add_argument("--out", type=Path, help="file to write; by default profiles/DEVICE.json in the model's folder")
+    made.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write; by default profiles/DEVICE.json in the model's folder"
+    )
     return made
 
 

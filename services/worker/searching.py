@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from common.supernet.explore import Found
 
 PLOT = "frontier.png"
+ABOUT = "From a trained supernet to its Pareto set, hundreds of hosted subnets, and a profile."
 EPILOG = """\
 examples:
   superserve search                                        fashion-resnet, to out/models/fashion-resnet
@@ -72,19 +73,35 @@ def run(flags: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `superserve search`."""
-    made = terminal.parser("search", __doc__ or "")
+    made = terminal.parser("search", ABOUT)
     made.epilog = EPILOG
-    made.add_argument("--model", default="fashion-resnet", help="name of a shipped model, or the folder of one")
-    made.add_argument("--data", type=Path, help="folder of the rows to calibrate and measure with, see below")
-    made.add_argument("--out", type=Path, help="folder to write to; by default out/models/NAME")
-    made.add_argument("--subnets", type=terminal.positive, default=8, help="most subnets in the Pareto set")
-    made.add_argument("--hosted", type=terminal.positive, default=512, help="subnets to calibrate beside them")
-    made.add_argument("--screened", type=terminal.positive, default=32, help="subnets to train the predictors on")
-    made.add_argument("--runs", type=terminal.positive, default=25, help="runs per latency of the profile")
+    made.add_argument("--model", default="fashion-resnet", metavar="NAME", help=terminal.MODEL)
+    made.add_argument("--data", type=Path, metavar="DIR", help="rows to calibrate and measure with, see below")
+    made.add_argument("--out", type=Path, metavar="DIR", help="folder to write to; by default out/models/NAME")
+    made.add_argument(
+        "--subnets", type=terminal.positive, default=8, metavar="N", help="most subnets in the Pareto set (%(default)s)"
+    )
+    made.add_argument(
+        "--hosted",
+        type=terminal.positive,
+        default=512,
+        metavar="N",
+        help="subnets to calibrate beside them (%(default)s)",
+    )
+    made.add_argument(
+        "--screened",
+        type=terminal.positive,
+        default=32,
+        metavar="N",
+        help="subnets to train the predictors on (%(default)s)",
+    )
+    made.add_argument(
+        "--runs", type=terminal.positive, default=25, metavar="N", help="runs per latency of the profile (%(default)s)"
+    )
     made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=terminal.PRECISION)
-    made.add_argument("--device", default="cpu", help="cpu or cuda:N; a GPU has not been verified")
+    made.add_argument("--device", default="cpu", help="cpu or cuda:N (%(default)s); a GPU has not been verified")
     made.add_argument("--test", action="store_true", help="measure the Pareto set on test rows as well")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn by chance (%(default)s)")
     made.add_argument("--fresh", action="store_true", help="begin anew, whatever is in --out")
     made.add_argument("--no-plot", action="store_true", help=f"do not draw {PLOT}")
     return made

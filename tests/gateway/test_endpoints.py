@@ -1,13 +1,14 @@
 """Endpoints beside inference, and HTTP itself."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.gateway.conftest import Client, binary_header, image
+from tests.gateway.conftest import Client, binary_header, image, json_request
 from tests.gateway.mesh import FakeMesh
 
 HEAD = "POST /v2/models/fashion/infer HTTP/1.1\r\nHost: x\r\n"
@@ -119,6 +120,27 @@ async def test_malformed_http_is_a_json_400(client: Client) -> None:
         status, document = await talk(client, data)
         assert status == 400
         assert document["error"].startswith("malformed HTTP")
+
+
+async def test_refusals_are_counted(mesh: FakeMesh, connect: Callable[..., Any]) -> None:
+    """A request that names no model is counted once by the reason of its refusal, and no query with it."""
+    client = await connect(max_body_bytes=2_000)
+
+    async def counted() -> dict[str, int]:
+        text = (await client.get("/metrics")).body.decode()
+        found = re.findall(r'refused_requests_total\{protocol="http",reason="(\w+)"\} (\d+)', text)
+        return {reason: int(count) for reason, count in found if count != "0"}
+
+    assert await counted() == {}
+    await client.get("/nonesuch")
+    await client.infer(json_request(), model="nonesuch")
+    await client.request("DELETE", "/v2")
+    await client.infer(bytes(2_001))
+    await talk(client, b"NO HTTP AT ALL\r\n\r\n")
+    assert await counted() == {"not_found": 2, "method_not_allowed": 1, "too_large": 1, "malformed": 1}
+    assert 'queries_total{model="fashion",outcome="invalid"} 1' not in (await client.get("/metrics")).body.decode()
+    await client.infer(b"{")
+    assert 'queries_total{model="fashion",outcome="invalid"} 1' in (await client.get("/metrics")).body.decode()
 
 
 async def test_expect_continue(client: Client) -> None:

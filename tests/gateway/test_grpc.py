@@ -7,11 +7,13 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -186,6 +188,67 @@ async def test_client_that_leaves(address: str, mesh: FakeMesh) -> None:
         with pytest.raises(InferenceServerException) as error:
             await infer(client_timeout=0.2)
         assert error.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+async def refusals(http: str) -> dict[str, float]:
+    """What the gateway at ``http`` has refused by gRPC, by reason, and as ``invalid`` its queries that were."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://{http}/metrics") as response:
+        text = await response.text()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = {
+        sample.labels["reason"]: sample.value
+        for sample in samples
+        if sample.name == "superserve_gateway_refused_requests_total" and sample.labels["protocol"] == "grpc"
+    }
+    queries = (s.value for s in samples if s.name == "superserve_gateway_queries_total")
+    invalid = (s.value for s in samples if s.labels.get("outcome") == "invalid")
+    return {**found, "invalid": sum(invalid), "queries": sum(queries)}
+
+
+async def test_refusals_are_counted(url: str, mesh: FakeMesh) -> None:
+    """Each call that comes to no query is counted once by its reason, and one that names its model as that model's."""
+    del mesh
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
+    request = service_pb2.ModelInferRequest(model_name=MODEL, inputs=[tensor])
+    service = "/inference.GRPCInferenceService/"
+    codes = grpc.StatusCode
+    async with (
+        gateway_process(url, "--grpc-port", str(port), "--max-body-bytes", "5000") as http,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        told = await refusals(http)
+        assert told == dict.fromkeys(("malformed", "not_found", "unimplemented", "unread", "invalid", "queries"), 0)
+        for method, message, code, words, reason in (
+            (f"{service}Divine", b"", codes.UNIMPLEMENTED, "no such method; .* ModelInfer", "unimplemented"),
+            ("/other.Service/ModelInfer", b"", codes.UNIMPLEMENTED, "no such method", "unimplemented"),
+            (f"{service}ModelInfer", b"\xff\xff", codes.INVALID_ARGUMENT, "no ModelInferRequest", "malformed"),
+            (f"{service}ModelReady", b"\x0a", codes.INVALID_ARGUMENT, "no ModelReadyRequest", "malformed"),
+            (f"{service}ModelInfer", bytes(5001), codes.RESOURCE_EXHAUSTED, "larger than max", "unread"),
+            (f"{service}ModelInfer", b"", codes.NOT_FOUND, "no model ''", "not_found"),
+            (f"{service}ModelMetadata", b"", codes.NOT_FOUND, "no model ''", "not_found"),
+            (
+                f"{service}ModelInfer",
+                service_pb2.ModelInferRequest(model_name=MODEL, inputs=[tensor], raw_input_contents=[b"", b""])
+                .SerializeToString(),
+                codes.INVALID_ARGUMENT, "2 tensors", "invalid",
+            ),
+            (f"{service}ModelInfer", request.SerializeToString(), codes.INVALID_ARGUMENT, "0 elements", "invalid"),
+        ):  # fmt: skip
+            with pytest.raises(grpc.aio.AioRpcError, match=words) as refused:
+                await channel.unary_unary(method)(message)
+            assert refused.value.code() is code
+            told[reason] += 1
+            told["queries"] = told["invalid"]
+            assert await refusals(http) == told, method
+        stream = channel.stream_stream(f"{service}ModelStreamInfer")()
+        with pytest.raises(grpc.aio.AioRpcError, match="no such method"):
+            await stream.read()
+        async with asyncio.timeout(5):
+            with pytest.raises(grpc.aio.AioRpcError, match="brought no message"):
+                await channel.stream_unary(f"{service}ModelInfer")(())
+        assert await refusals(http) == {**told, "unimplemented": 3, "unread": 2}
 
 
 async def test_address_in_use(connect: Callable[..., Any]) -> None:

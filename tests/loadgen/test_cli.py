@@ -104,6 +104,13 @@ async def test_simulate_plays_policies_side_by_side(tmp_path: Path) -> None:
         (("--kill", "worker-9@1"), "kill=worker-9@1: workers are worker-0 to worker-7"),
         (("--join", "worker-1"), "join=worker-1: write NAME@SECONDS"),
         (("--slow", "worker-1@2"), "slow=worker-1@2: write NAME@SECONDSxFACTOR"),
+        (("--slow", "worker-1@2xinf"), "slow=worker-1@2xinf: needs a time >= 0 and a factor in (0, 1e+06]"),
+        (("--slo-ms", "1e300"), "slo_ms=1e+300: must be > 0 and <= 1e+09"),
+        (("--policy", "tests.sched.test_policies:Lost"), "policy=tests.sched.test_policies:Lost: subnet: no 'nowhere'"),
+        (
+            ("--policy", "tests.sched.test_policies:Broken"),
+            "policy=tests.sched.test_policies:Broken: cheapest: KeyError",
+        ),
         (("--jitter", -1), "jitter=-1.0: must be >= 0"),
         (("--tail", 2), "tail=2.0: must be a share"),
         (("--policy", "slackfit", "--policy", "maxbatch", "--out", "x.json"), "takes one --policy"),

@@ -1,5 +1,6 @@
 """The evaluation: every experiment runs, its figures are consistent, and `equal` means what the report says."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from loadgen.evaluation import evaluate as evaluation
 from loadgen.evaluation.cases import Case, Result, Results, World, bound_world, run_all, run_case, run_rules
 from loadgen.evaluation.evaluate import EvaluateOptions, evaluate
 from loadgen.evaluation.experiments import FULL, Cell, Lengths, experiments
+from loadgen.evaluation.report import ratio
 from loadgen.evaluation.summary import gain
 
 TINY = Lengths(maf=0.4, steady=0.3, ramp=0.3, jitter=0.3, faults=1, way_back=6, mixed=1, small=3)
@@ -94,11 +96,32 @@ def test_report_has_a_section_and_a_plot_of_each_experiment(folder: Path, summar
         section = section.partition("\n## ")[0]
         assert all(f"`{name}`" in section for cell in experiment.cells for name in cell.policies if name != "infaas")
         assert f"({experiment.key}.png)" in section
+        assert "hare of the optimum" in section, experiment.key
     for experiment in shown:
         assert (folder / f"{experiment.key}.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "dynamics.png").stat().st_size > 10_000
+    assert "(dynamics.png)" in text
     assert f"{summary['maf_cnn']['policies']['foresight']['serving_accuracy']:.2f}" in text
     assert "+4.67" in text
+
+
+def test_nothing_missed_gives_no_ratio(summary: dict[str, Any]) -> None:
+    """Misses at the longest delay are told over those without, and by themselves where there were none."""
+    ratios = summary["actuation_delay"]["miss_ratios"]
+    for one in ratios.values():
+        without, longest = one["misses_without"], one["misses_longest"]
+        assert one["ratio"] == (pytest.approx(longest / without) if without else None)
+    assert ratio({"misses_without": 0, "misses_longest": 32_998, "ratio": None}) == "0 to 32,998"
+    assert ratio({"misses_without": 704, "misses_longest": 7_040, "ratio": 10.0}) == "10x (704 to 7,040)"
+
+
+def test_who_never_bent_is_not_back_at_once(folder: Path, summary: dict[str, Any]) -> None:
+    """A policy as accurate in the burst as before it has no way back, and the report says so."""
+    back = summary["way_back"]["back"]
+    assert back["0"]["foresight"]["bent"] is True
+    assert back["100"]["coarse:slackfit"]["bent"] is False
+    text = (folder / "report.md").read_text().partition("## The way back\n")[2].partition("\n## ")[0]
+    assert re.search(r"\| `coarse:slackfit` \| 100 ms \|.*\| never left \|", text)
 
 
 def test_every_kind_of_policy_is_evaluated() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from common import embedded, keys, wire
+from common.errors import ConfigError
 from common.runtime import Service, Tasks
 from common.sched import Dispatch
 from common.sched.eventlog import replay
@@ -356,6 +357,45 @@ async def test_event_log_replays_to_the_same_commands(
         for query in command.batch.queries
     }
     assert dispatched == live
+
+
+async def test_no_scheduler_overwrites_an_event_log(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running, tmp_path: Path
+) -> None:
+    """A standby of the same path leaves its leader's log alone; leading, it moves it aside and begins its own.
+
+    A path that cannot be written is refused before that.
+    """
+    path = tmp_path / "events.jsonl"
+    first, second = (scheduler(redis_url, model_folder, event_log=str(path)) for _ in range(2))
+    with pytest.raises(ConfigError, match=r"--event-log='/nonesuch/a': No such file"):
+        scheduler(redis_url, model_folder, event_log="/nonesuch/a")
+
+    def dispatched(log: Path) -> set[int]:
+        steps = replay(log.read_text().splitlines())
+        batches = (command.batch for _, _, commands in steps for command in commands if isinstance(command, Dispatch))
+        return {query.id for batch in batches for query in batch.queries}
+
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(worker(redis_url, model_folder, profile_file())),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        async with running(first):
+            await peer.wait_for_workers(1)
+            await stack.enter_async_context(running(second))
+            ids = await peer.send([peer.record() for _ in range(5)])
+            await peer.collect(ids)
+            assert dispatched(path) == set(ids)
+
+        async def took_over() -> bool:
+            return bool((status := await peer.status()) and len(status.workers) == 1)
+
+        await until(took_over)
+        others = await peer.send([peer.record() for _ in range(5)])
+        await peer.collect(others)
+        assert dispatched(path) == set(others)
+        assert dispatched(tmp_path / "events.jsonl.1") == set(ids)
 
 
 async def test_worker_of_an_unfit_profile_is_refused(

@@ -1,6 +1,6 @@
 """What each policy chooses, and how they are named; what all of them owe the core is in test_contract."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -204,6 +204,68 @@ class Halves:
         return Choice(view.profile.smallest, max(view.head.rows, round(self.share * view.profile.max_batch)))
 
 
+class Lost(Halves):
+    """Its cheapest subnet is not there."""
+
+    def cheapest(self, profile: Profile) -> str:
+        return "nowhere"
+
+
+class Broken(Halves):
+    """Fails when it is asked for its cheapest subnet."""
+
+    def cheapest(self, profile: Profile) -> str:
+        raise KeyError(profile.device)
+
+
+@dataclass(frozen=True)
+class Unreadable(Halves):
+    """Has an option that no spec can tell."""
+
+    shares: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Switch(Halves):
+    """Has an option of which `bool` would read every word as true."""
+
+    on: bool = False
+
+
+@dataclass(frozen=True)
+class Misspelt(Halves):
+    """Has an option of a type that is not there."""
+
+    rows: "Rows" = 1  # type: ignore[name-defined]  # noqa: F821
+
+
+@dataclass(frozen=True)
+class Refusing(Halves):
+    """Refuses its options by an error of its own."""
+
+    def __post_init__(self) -> None:
+        raise ValueError("share: too small")
+
+
+@dataclass(frozen=True)
+class Derived(Halves):
+    """Has a field that is no option."""
+
+    rest: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rest", 1.0 - self.share)
+
+
+def test_a_field_that_is_derived_is_no_option() -> None:
+    """What `__init__` does not take is neither told in the spec nor read from it."""
+    policy = parse_policy(f"{__name__}:Derived:share=0.25")
+    assert spec_of(policy) == f"{__name__}:Derived:share=0.25"
+    assert parse_policy(spec_of(policy)) == policy
+    with pytest.raises(PolicyError, match="unknown option 'rest', expected one of share"):
+        parse_policy(f"{__name__}:Derived:rest=1")
+
+
 @pytest.mark.parametrize(("options", "rows"), [("", 2), (":share=0.75", 3)])
 def test_a_users_own_policy_is_imported(options: str, rows: int) -> None:
     """`package.module:Class` names a policy that nobody registered; options follow, and its full spec reads back."""
@@ -218,7 +280,12 @@ def test_a_users_own_policy_is_imported(options: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("def choose(:", "SyntaxError: "), ("raise OSError('no disk')", "OSError: no disk")]
+    ("content", "words"),
+    [
+        ("def choose(:", "SyntaxError: "),
+        ("raise OSError('no disk')", "OSError: no disk"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
 )
 def test_a_file_that_fails_is_no_policy(
     content: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -267,6 +334,10 @@ def test_spec_is_read_back(spec: str) -> None:
         (f"{__name__}:NO_POLICY", "expected a dataclass with cheapest and choose, got 2.5"),
         (f"{__name__}:Halves:share=much", "Halves: share: expected float, got 'much'"),
         (f"{__name__}:Halves:part=1", "Halves: unknown option 'part', expected one of share"),
+        (f"{__name__}:Unreadable", "Unreadable: shares: an option is int, float, str or a Literal, not tuple"),
+        (f"{__name__}:Switch:on=no", "Switch: on: an option is int, float, str or a Literal, not <class 'bool'>"),
+        (f"{__name__}:Misspelt", "Misspelt: NameError: name 'Rows' is not defined"),
+        (f"{__name__}:Refusing", "Refusing: ValueError: share: too small"),
         ("infaas:high", "infaas: accuracy: expected float, got 'high'"),
         ("infaas:101", "infaas: accuracy: expected percent between 0 and 100, got 101.0"),
         ("coarse", "coarse: needs policy, as in coarse:<policy>"),

@@ -11,6 +11,7 @@ its options. It is a frozen dataclass with `cheapest` and `choose` (`base.Policy
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -53,8 +54,8 @@ def parse_policy(spec: str) -> Policy:
         kind, name, rest = _imported(name, attribute), f"{name}:{attribute}", options
     else:
         raise PolicyError(f"policy: unknown {name!r}, expected {_known()}")
-    legal = {option.name: option for option in fields(kind)}
-    hints = get_type_hints(kind)
+    legal = {option.name: option for option in fields(kind) if option.init}
+    hints = _hints(name, kind, legal)
     given: dict[str, Any] = {}
     for position, item in enumerate(rest.split(",") if rest else []):
         key, equals, text = item.partition("=")
@@ -64,10 +65,19 @@ def parse_policy(spec: str) -> Policy:
         if key not in legal:
             raise PolicyError(f"{name}: unknown option {key!r}, expected one of {', '.join(legal)}")
         given[key] = _value(name, key, hints[key], text)
-    missing = [option.name for option in legal.values() if option.default is MISSING and option.name not in given]
+    missing = [
+        option.name
+        for option in legal.values()
+        if option.default is MISSING and option.default_factory is MISSING and option.name not in given
+    ]
     if missing:
         raise PolicyError(f"{name}: needs {missing[0]}, as in {name}:<{missing[0]}>")
-    policy: Policy = kind(**given)
+    try:
+        policy: Policy = kind(**given)
+    except PolicyError:
+        raise
+    except Exception as error:  # a user's class can fail in any way when it is made
+        raise PolicyError(f"{name}: {type(error).__name__}: {error}") from error
     return policy
 
 
@@ -76,7 +86,8 @@ def spec_of(policy: Policy) -> str:
     kind: type[Any] = type(policy)
     names = [name for name, registered in _REGISTRY.items() if registered is kind]
     name = names[0] if names else f"{kind.__module__}:{kind.__qualname__}"
-    return f"{name}:" + ",".join(f"{option.name}={getattr(policy, option.name)}" for option in fields(kind))
+    options = [option.name for option in fields(kind) if option.init]
+    return f"{name}:" + ",".join(f"{option}={getattr(policy, option)}" for option in options)
 
 
 def available() -> dict[str, str]:
@@ -93,7 +104,7 @@ def _imported(module: str, attribute: str) -> type[Any]:
     where = f"policy: {module}:{attribute}"
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # a user's file can fail in any way when it is run
+    except (Exception, SystemExit) as error:  # a user's file can fail in any way when it is run
         kind_of = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         raise PolicyError(f"{where}: {kind_of}{error}; expected {_known()}") from error
     kind = getattr(found, attribute, None)
@@ -103,6 +114,18 @@ def _imported(module: str, attribute: str) -> type[Any]:
     if not (isinstance(kind, type) and is_dataclass(kind)) or lacks:
         raise PolicyError(f"{where}: expected a dataclass with cheapest and choose, got {kind!r}")
     return kind
+
+
+def _hints(name: str, kind: type[Any], options: Collection[str]) -> dict[str, Any]:
+    """The type of each option. Raises PolicyError for one that a spec could not be read back to."""
+    try:
+        hints = get_type_hints(kind)
+    except Exception as error:  # a user's annotation can name what is not there
+        raise PolicyError(f"{name}: {type(error).__name__}: {error}") from error
+    for option in options:
+        if hints[option] not in (int, float, str) and get_origin(hints[option]) is not Literal:
+            raise PolicyError(f"{name}: {option}: an option is int, float, str or a Literal, not {hints[option]}")
+    return hints
 
 
 def _describe(kind: type[Any]) -> str:

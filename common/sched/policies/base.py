@@ -14,7 +14,8 @@ from common.sched.queue import EdfQueue
 from common.sched.types import Batch, BatchDone, Choice, Query, Reason
 from common.sched.worker import Worker
 
-Late: TypeAlias = Literal["shed", "drain", "shrink"]
+LateChoice: TypeAlias = Literal["shed", "drain", "shrink"]
+"""What a policy chooses for a head that it sees no safe way to serve."""
 
 
 class PolicyError(ValueError):
@@ -95,7 +96,7 @@ class Fitting:
     """What policies share that fit a batch of any subnet into the slack, as the profile tells latencies."""
 
     quantile: Quantile = field(default="p95", metadata={"doc": "which latency of the profile must fit the slack"})
-    late: Late = field(
+    late: LateChoice = field(
         default="shed",
         metadata={"doc": "no batch fits: let the head go, run the largest batch, or what the median allows"},
     )
@@ -145,7 +146,7 @@ def most_accurate(profile: Profile, rows: int, budget_us: float, quantile: Quant
     return best[place - 1] if place else -1
 
 
-def late_choice(view: View, late: Late) -> Choice | None:
+def late_choice(view: View, late: LateChoice) -> Choice | None:
     """Return the choice for a head that the policy sees no safe way to serve.
 
     `shed` lets it go, so that those behind it keep what slack they have. The others use the cheapest eligible subnet:

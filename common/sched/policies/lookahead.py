@@ -5,12 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import lru_cache
 from math import ceil
-from operator import sub
 from typing import Protocol
 
 from common.sched.policies.base import View
 from common.sched.profile import Profile
-from common.sched.types import ARRIVAL_US, DEADLINE_US, Choice
+from common.sched.types import Choice
 
 _BEHIND = 0.75  # share of the margin that those behind are planned with
 _ARRIVING = 1 / 3  # arrivals are batched by what comes within this share of an SLO, at most
@@ -131,8 +130,7 @@ class Ahead:
         self._factors = [worker.correction * margin, *[other.correction * margin for other in others]]
         self._likely = view.residuals.quantile(0.5, prior=1.0) / margin
         # Who is to come is like who waits: the shortest of their SLOs is what a burst would have.
-        like = queue.first(_LIKE)
-        slo_us = max(1, min(map(sub, map(DEADLINE_US, like), map(ARRIVAL_US, like))))
+        slo_us = max(1, min([query.deadline_us - query.arrival_us for query in queue.first(_LIKE)]))
         self._due_us = now_us + slo_us - self._reply_us
         self._burst = options.burst * view.rate.surprise(now_us)
         self._per_us = per_us = view.rate.per_s(now_us) / 1e6
@@ -158,11 +156,12 @@ class Ahead:
         if not dues_us:
             return True
         median_us = self._table[lower][packed]
-        steps_us = [ceil(median_us * factor) for factor in self._factors]
-        free_us = [end_us, *self._free_us]
-        if max(free_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us) <= earliest_us:  # all are done by then
+        steps_us: list[int] = [ceil(median_us * factor) for factor in self._factors]
+        ends_us: list[int] = [end_us, *self._free_us]
+        if max(ends_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us) <= earliest_us:  # all are done by then
             return True
-        ends_us = [at_us + step_us for at_us, step_us in zip(free_us, steps_us, strict=True)]
+        for place, step_us in enumerate(steps_us):
+            ends_us[place] += step_us
         for due_us in dues_us:
             first, soonest_us = 0, ends_us[0]
             for place, at_us in enumerate(ends_us):
@@ -180,13 +179,12 @@ class Ahead:
         """
         due_us, largest = self._due_us, self._largest
         median_us = self._table[smallest][largest] * self._likely
-        missing: float = max(0, self._queue.rows - rows) + self._burst
+        missing = max(0, self._queue.rows - rows) + self._burst
         for at_us, factor in zip([end_us, *self._free_us], self._factors, strict=True):
             if missing <= 0.0:
                 return True
-            left_us: float = due_us - at_us
-            if left_us > 0.0:
-                missing -= left_us // (median_us * factor) * largest
+            if at_us < due_us:
+                missing -= float(due_us - at_us) // (median_us * factor) * largest
         return missing <= 0.0 or not self._burst
 
     def overloaded(self, smallest: int) -> bool:

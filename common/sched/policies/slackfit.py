@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from common.sched.policies.base import Late, PolicyError, View, late_choice, most_accurate
+from common.sched.policies.base import LateChoice, PolicyError, View, late_choice, most_accurate
 from common.sched.profile import Profile, Quantile
 from common.sched.types import Choice
 
@@ -54,7 +54,7 @@ class SlackFit:
         default="accuracy",
         metadata={"doc": "fewer rows than the batch: spend its latency on accuracy, or keep the subnet"},
     )
-    late: Late = field(
+    late: LateChoice = field(
         default="shed",
         metadata={"doc": "no bucket fits: let the head go, run the largest batch, or what the median allows"},
     )
