@@ -18,7 +18,7 @@ from common.supernet.train import Recipe, Trainer
 from tests.supernet.conftest import Build, pictures
 from tests.supernet.test_artifact import NOTES, SPEC, subnet
 
-pytestmark = pytest.mark.timeout(300)  # the first test trains, which takes long where bfloat16 is not the processor's own
+pytestmark = pytest.mark.timeout(300)  # the first trains, slowly where the processor has no bfloat16
 BUDGET = Budget(
     screened=10, refined=4, hosted=30, finalists=5, baselines=2, subnets=4,
     screen_rows=100, calibration_rows=64, final_calibration_rows=64, screen_runs=3, runs=7,
