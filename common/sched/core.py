@@ -92,6 +92,7 @@ class Scheduler:
 
     def __init__(self, policy: Policy, options: SchedulerOptions | None = None) -> None:
         self.policy = policy
+        self._policy: Any = policy  # a user's may choose what is no Choice
         self.options = options or SchedulerOptions()
         self.rate = ArrivalRate()
         self.residuals = Residuals()
@@ -370,7 +371,7 @@ class Scheduler:
             queue, ready, rate, residuals = self._queue, self._ready, self.rate, self.residuals
             view = View(now_us, start_us, slack_us, queue, worker, ready, rate, residuals, self._learner)
             try:
-                choice = bounded(self.policy.choose(view), view)
+                choice = bounded(self._policy.choose(view), view)
             except Exception as error:  # a user's policy can fail in any way
                 self._failed(error)
                 choice = shrunk(view)

@@ -158,6 +158,5 @@ def test_a_simulation_ends_at_the_first_failure() -> None:
     with pytest.raises(InputError, match=r"division.* \(test_failing\.py, line \d+, at \d\.\d+ s\)$") as failed:
         simulate(Scheduler(Failing()), workload, PROFILE, 1)
     assert failed.value.key == "policy"
-    assert isinstance(failed.value.__cause__, ZeroDivisionError)
     with pytest.raises(InputError, match=r"got str \(at \d\.\d+ s\)$"):
         simulate(Scheduler(Failing("word")), workload, PROFILE, 1)
