@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 
 from common import address
 from common.errors import ConfigError
-from common.sched import policies
+from common.sched import SchedulerOptions, policies
 
 ENV_PREFIX = "SUPERSERVE_"
 OF_EVERY_SERVICE = "flags of every service"
@@ -141,7 +141,9 @@ class SchedulerSettings(ServiceSettings):
     max_in_flight: int = Field(
         2, ge=1, le=64, description="batches at one worker at a time, the running one included; 1: none ahead"
     )
-    max_queue_rows: int = Field(100_000, gt=0, description="rows queued; a query beyond them is answered 429")
+    max_queue_rows: int = Field(
+        SchedulerOptions().max_queue_rows, gt=0, description="rows queued; a query beyond them is answered 429"
+    )
     worker_timeout_ms: float = Field(
         2_000.0, gt=0, description="silence after which a worker is lost and its queries are put back"
     )

@@ -20,14 +20,13 @@ import orjson
 from numpy.typing import NDArray
 
 from loadgen.errors import InputError
-from loadgen.records import Column, Records
+from loadgen.records import ROUNDING_MS, Column, Records
 from loadgen.workload import Tenant
 
 Number = float | None  # None: not known, or no query to take it of
 
 CDF_PERCENT = [*range(100), 99.5, 99.9, 100.0]
 EMULATED = "emulated"  # the executor that answers in a model's time without running it: its labels mean nothing
-_ROUNDING_MS = 1e-6  # times are floats: an answer at its deadline, to the microsecond, has met it
 _BIN_S = (0.1, 0.2, 0.25, 0.5)
 _BINS = 240
 
@@ -150,7 +149,7 @@ def met_slo(records: Records) -> NDArray[np.bool_]:
     """Which queries met their SLO; one without an answer did not."""
     within: NDArray[np.bool_] = (
         records.done_s - records.workload.intended_s
-    ) * 1e3 <= records.workload.slo_ms + _ROUNDING_MS
+    ) * 1e3 <= records.workload.slo_ms + ROUNDING_MS
     return within
 
 

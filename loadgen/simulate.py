@@ -14,20 +14,21 @@ import gc
 import heapq
 import math
 import random
+import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain, count, repeat
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from common.sched.core import NEVER, Scheduler
 from common.sched.eventlog import EventLog
-from common.sched.policies import spec_of
-from common.sched.profile import Profile
+from common.sched.policies import PolicyError, spec_of
+from common.sched.profile import Profile, ProfileError
 from common.sched.types import (
     ID,
     Arrived,
@@ -42,6 +43,7 @@ from common.sched.types import (
     WorkerLost,
 )
 from loadgen.conditions import P95, Conditions, Costs
+from loadgen.errors import InputError
 from loadgen.records import Column, Records
 from loadgen.report import met_slo
 from loadgen.workload import Workload
@@ -49,7 +51,7 @@ from loadgen.workload import Workload
 SIMULATED = "simulated"  # the executor that a simulated answer names
 _CHUNK = 8192  # queries made at a time
 _TICK = Tick()
-_query = partial(tuple.__new__, Query)  # what Query._make does, in a third of the time
+_new: Callable[[type[Query], Iterable[float]], Query] = tuple.__new__  # what Query._make does, in a third of the time
 
 
 class _Served(NamedTuple):
@@ -153,7 +155,10 @@ class Simulation:
         if self._log is not None:
             self._log.append(event, now_us)
         self._wake_us, costs = NEVER, self._costs
-        for command in self.scheduler.handle(event, now_us):
+        commands = self.scheduler.handle(event, now_us)
+        if (error := self.scheduler.failure) is not None:
+            raise InputError("policy", spec_of(self.scheduler.policy), _failure(error, now_us)) from error
+        for command in commands:
             if isinstance(command, WakeAt):
                 self._wake_us = command.at_us
                 if costs is not None:
@@ -248,11 +253,21 @@ def simulate(
     """Play a workload with `workers` like workers, which announce what they would measure in these conditions.
 
     They are named `worker-0` and so on. upper: see `Conditions.measured`. progress: told how many queries have arrived.
+    InputError as soon as the policy fails.
     """
     conditions = conditions or Conditions()
     alike = dict.fromkeys((f"worker-{i}" for i in range(workers)), profile)
     announced = dict.fromkeys(alike, conditions.measured(profile, upper))
     return Simulation(scheduler, alike, conditions, announced, log).run(workload, progress)
+
+
+def _failure(error: Exception, now_us: int) -> str:
+    """Say in a line what a policy raised, where, and when."""
+    what, at = " ".join(str(error).split()), f"at {now_us / 1e6:.6f} s"
+    if isinstance(error, PolicyError | ProfileError):  # they say what is wrong
+        return f"{what} ({at})"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, {at})"
 
 
 @contextmanager
@@ -286,5 +301,6 @@ def _chunks(workload: Workload, costs: Costs | None) -> Iterator[tuple[tuple[Que
         else:
             rest = list(zip(*(kinds[code] for code in tenants.tolist()), strict=True))
         ids = range(first, first + len(times_us))
-        queries = tuple(map(_query, zip(ids, times_us, deadlines_us, *rest)))  # noqa: B905 - `rest` may repeat for ever
+        columns = zip(ids, times_us, deadlines_us, *rest)  # noqa: B905 - `rest` may repeat for ever
+        queries = tuple(map(_new, repeat(Query), columns))
         yield queries, heard_us[first : first + _CHUNK].tolist()

@@ -13,6 +13,7 @@ from common.sched.core import Scheduler
 from common.sched.eventlog import EventLog
 from common.sched.options import Late
 from common.sched.policies import Policy, PolicyError, parse_policy
+from common.sched.policies.base import bounds_of, learner_of
 from common.sched.profile import Profile, ProfileError
 from loadgen.conditions import Conditions, core_options
 from loadgen.errors import InputError
@@ -98,18 +99,17 @@ def check_policy(spec: str, profile: Profile) -> Policy:
     """Read a policy that is to work with a profile. InputError if it cannot be used."""
     try:
         policy = parse_policy(spec)
-        profile.index(policy.cheapest(profile))
+        bounds_of(policy, profile)
+        learner_of(policy)
     except (PolicyError, ProfileError) as error:
         raise InputError("policy", spec, str(error)) from None
-    except Exception as error:  # a user's policy can fail in any way
-        raise InputError("policy", spec, f"cheapest: {type(error).__name__}: {error}") from error
     return policy
 
 
 def simulate_policy(
     policy: str, options: SimulateOptions, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Simulate one policy. InputError for a policy, profile or trace that cannot be used.
+    """Simulate one policy. InputError for a policy, profile or trace that cannot be used, and when the policy fails.
 
     `progress` is told how many queries have arrived, and of how many. With `event_log`, the core's events are written
     there, to be replayed by `common.sched.eventlog`.

@@ -9,10 +9,16 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from common import embedded, log
 from common.runtime import Service, Tasks
+
+pytest_plugins = ["tests.lanes"]
+# What Hypothesis finds must not depend on how busy the machine is.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 GRACE_S = 15.0
 TENSORS = {
@@ -34,6 +40,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def logging() -> None:
     """Log as a service would, so that a failed test shows what its services said."""
     log.configure("tests", "info", json=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for the session, so that the profile is measured once, by the first worker."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERSERVE_CACHE_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

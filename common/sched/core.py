@@ -27,7 +27,11 @@
 #
 # 3) Ask the policy for subnet and rows, and pack: the head, then queries in EDF order while rows fit, passing over
 #    those that need more accuracy than the subnet has. Dispatch, and go to 1. The slack that the policy sees allows for
-#    the running batch to take longer than predicted, as batches lately did (`start_quantile`).
+#    the running batch to take longer than predicted, as batches lately did (`start_quantile`). The core holds a choice
+#    to its bounds: for a subnet below the head's floor it takes the quickest that reaches it, with no more rows than it
+#    runs within the slack, and rows are at least the head's and at most the largest batch.
+#    A policy that raises, or chooses what is no choice, changes nothing of this: the head is served by the quickest
+#    subnet that its floor allows, in the largest batch within its slack, and the error is there for the driver to see.
 #
 # 4) Say when to be called again (WakeAt): at the earliest of a worker's dispatch-ahead moment and the head's expiry.
 #
@@ -42,13 +46,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf
+from operator import index
 from types import MappingProxyType
-from typing import assert_never
+from typing import Any, assert_never, cast
 
 from common.sched.degraded import why_degraded
 from common.sched.estimators import ArrivalRate, DispatchDelay, Residuals
 from common.sched.options import SchedulerOptions
-from common.sched.policies.base import Policy, View, best_of, learner_of
+from common.sched.policies.base import Policy, PolicyError, View, bounds_of, learner_of, shrunk
 from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.types import (
@@ -81,10 +86,13 @@ class Scheduler:
     """Queue, workers and estimators of one model. `handle` is the only method that changes anything.
 
     `best_accuracy` is that of the best subnet of any worker that takes batches, in percent; infinite without workers.
+    `failures` counts how often the policy or its learner failed, `failure` is the latest error. Raises PolicyError if
+    the policy's `learner` makes none.
     """
 
     def __init__(self, policy: Policy, options: SchedulerOptions | None = None) -> None:
         self.policy = policy
+        self._policy: Any = policy  # a user's may choose what is no Choice
         self.options = options or SchedulerOptions()
         self.rate = ArrivalRate()
         self.residuals = Residuals()
@@ -101,6 +109,8 @@ class Scheduler:
         self.accepted = 0
         self.done = 0
         self.rejected = 0
+        self.failures = 0
+        self.failure: Exception | None = None
 
     # ---- the one way in ----
 
@@ -200,7 +210,10 @@ class Scheduler:
         self.accepted += len(accepted)
         self.rate.add(rows, now_us)
         if self._learner is not None:
-            self._learner.arrived(rows, now_us)
+            try:
+                self._learner.arrived(rows, now_us)
+            except Exception as error:
+                self._failed(error)
 
     def _admit(self, queries: Sequence[Query], room: int, out: list[Command]) -> tuple[list[Query], int]:
         """Take those of some queries that are new, that can be served and that fit; return them and their rows."""
@@ -230,11 +243,13 @@ class Scheduler:
         self._live.difference_update(map(ID, item.batch.queries))
         self.done += len(item.batch.queries)
         if self._learner is not None:
-            self._learner.finished(item.batch, event)
+            try:
+                self._learner.finished(item.batch, event)
+            except Exception as error:
+                self._failed(error)
 
     def _hello(self, event: WorkerHello, now_us: int) -> None:
-        cheapest = event.profile.index(self.policy.cheapest(event.profile))
-        best = best_of(self.policy, event.profile)
+        cheapest, best = bounds_of(self.policy, event.profile)
         for batch in event.running:
             event.profile.index(batch.subnet)
         worker = self._workers.get(event.worker)
@@ -347,6 +362,7 @@ class Scheduler:
 
     def _dispatch(self, head: Query, worker: Worker, late: bool, now_us: int, out: list[Command]) -> None:
         """Fill a worker with the head and what the policy packs with it, or let the head go if the policy says so."""
+        profile = worker.profile
         choice: Choice | None = None
         slack_us = -1
         if not late:
@@ -354,14 +370,18 @@ class Scheduler:
             slack_us = head.deadline_us - self.options.reply_margin_us - start_us
             queue, ready, rate, residuals = self._queue, self._ready, self.rate, self.residuals
             view = View(now_us, start_us, slack_us, queue, worker, ready, rate, residuals, self._learner)
-            choice = self.policy.choose(view)
+            try:
+                choice = bounded(self._policy.choose(view), view)
+            except Exception as error:  # a user's policy can fail in any way
+                self._failed(error)
+                choice = shrunk(view)
             if choice is None and self.options.late == "drop":
                 self._reject(self._queue.pop(), "late", now_us, out)
                 return
         if choice is None:
-            choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), worker.profile.max_batch)
+            choice = Choice(worker.cheapest_for(head.min_accuracy, head.rows), profile.max_batch)
         queued = self._queue.rows
-        queries = self._queue.take(choice.rows, worker.profile.accuracy(choice.subnet))
+        queries = self._queue.take(choice.rows, profile.accuracy(choice.subnet))
         rows = queued - self._queue.rows
         batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
         self._next_batch += 1
@@ -374,5 +394,33 @@ class Scheduler:
         self._live.discard(query.id)
         self.rejected += 1
         if self._learner is not None:
-            self._learner.rejected(query, reason, now_us)
+            try:
+                self._learner.rejected(query, reason, now_us)
+            except Exception as error:
+                self._failed(error)
         out.append(Reject(query, reason))
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        self.failure = error
+
+
+def bounded(chosen: object, view: View) -> Choice | None:
+    """Hold what a policy chose to the head's floor and rows, and to the largest batch; None lets the head go.
+
+    Raises PolicyError for what is no Choice of an integer, and ProfileError for a subnet that is not there.
+    """
+    if chosen is None:
+        return None
+    if not isinstance(chosen, Choice):
+        raise PolicyError(f"choose: expected a Choice or None, got {type(chosen).__name__}")
+    subnet, asked = cast("tuple[Any, Any]", chosen)
+    try:
+        rows: int = index(asked)
+    except TypeError:
+        raise PolicyError(f"choose: rows: expected an integer, got {asked!r}") from None
+    head, profile = view.queue.head, view.worker.profile
+    if profile.accuracy(subnet) < head.min_accuracy:
+        reaching = shrunk(view)
+        subnet, rows = reaching.subnet, min(rows, reaching.rows)
+    return Choice(subnet, max(head.rows, min(rows, profile.max_batch)))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from common.sched.core import Scheduler
+from common.sched.core import Scheduler, bounded
 from common.sched.eventlog import EventLogError, apply, events, read_header
 from common.sched.options import SchedulerOptions
 from common.sched.policies import Policy, View, spec_of
-from common.sched.policies.base import Learner, learner_of
+from common.sched.policies.base import Learner, learner_of, shrunk
 from common.sched.profile import Profile
 from common.sched.queue import EdfQueue
 from common.sched.story import (
@@ -189,8 +189,8 @@ class _Witness:
         if query.id == self._id:
             self._facts = self._candidates(query, now_us, "")
 
-    def chose(self, view: View, choice: Choice | None) -> None:
-        """Note a decision by which the query may leave."""
+    def chose(self, view: View, choice: Choice | None, error: str = "") -> None:
+        """Note a decision by which the query may leave. error: what the policy raised in place of one."""
         if not self._waiting:
             return
         ahead = next((place for place, query in enumerate(view.queue) if query.id == self._id), None)
@@ -205,6 +205,7 @@ class _Witness:
                 correction=view.worker.correction,
                 margin=margin,
                 choice=choice,
+                error=error,
                 options=tuple(_options(view, choice, margin)),
                 candidates=self._candidates(view.head, view.now_us, view.worker.name),
             )
@@ -253,7 +254,12 @@ class _Watched:
 
     def choose(self, view: View) -> Choice | None:
         """As the policy."""
-        choice = self._policy.choose(view._replace(learned=self._learned))
+        view = view._replace(learned=self._learned)
+        try:
+            choice = bounded(self._policy.choose(view), view)
+        except Exception as error:  # the core does the same with it
+            self._witness.chose(view, shrunk(view), f"{type(error).__name__}: {error}")
+            raise
         self._witness.chose(view, choice)
         return choice
 

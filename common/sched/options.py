@@ -32,7 +32,7 @@ class SchedulerOptions:
     ahead_floor_us: int = 0
     ahead_cap_us: int = 10_000
     start_quantile: float = 0.99
-    max_queue_rows: int = 16_384
+    max_queue_rows: int = 100_000
     max_attempts: int = 3
     first_batch: int = 1
 

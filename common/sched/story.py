@@ -37,7 +37,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the policy was asked, and what it answered: None lets the head go. `head` is the most urgent query."""
+    """What the policy was asked, and what came of its answer: None lets the head go. `head` is the most urgent query.
+
+    `error` is what the policy raised, "" if it did not: the choice is the core's then.
+    """
 
     worker: str
     head: int
@@ -47,6 +50,7 @@ class Decision:
     correction: float
     margin: float
     choice: Choice | None
+    error: str
     options: tuple[Option, ...]
     candidates: tuple[Candidate, ...]
 
@@ -148,6 +152,8 @@ def why_taken(degraded: Degraded, decision: Decision | None, place: int) -> str:
         return f"No subnet could meet the deadline of {head} any more: the quickest was taken (late=serve)."
     if decision.choice is None:
         return f"The policy let {head} go: the quickest subnet was taken (late=serve)."
+    if decision.error:
+        return f"The policy failed ({decision.error}): the quickest subnet was taken."
     whose = "Its own" if place == 1 else "The most urgent query's"
     taken = decision.choice.subnet
     accuracy = next(option.accuracy for option in decision.options if option.subnet == taken)

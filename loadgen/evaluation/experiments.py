@@ -38,11 +38,12 @@ class Lengths:
     faults: float
     way_back: float
     mixed: float
+    overloaded: float
     small: int  # instances
 
 
-FULL = Lengths(maf=120, steady=10, ramp=22, jitter=20, faults=60, way_back=12, mixed=30, small=24)
-QUICK = Lengths(maf=6, steady=2, ramp=2, jitter=2, faults=6, way_back=8, mixed=4, small=4)
+FULL = Lengths(maf=120, steady=10, ramp=22, jitter=20, faults=60, way_back=12, mixed=30, overloaded=6, small=24)
+QUICK = Lengths(maf=6, steady=2, ramp=2, jitter=2, faults=6, way_back=8, mixed=4, overloaded=2, small=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def experiments(maf: str, lengths: Lengths) -> list[Experiment]:
         _way_back(lengths),
         _jitter(maf, lengths),
         _mixed(lengths),
+        _overloaded(lengths),
         _small(lengths),
     ]
 
@@ -263,6 +265,26 @@ def _mixed(lengths: Lengths) -> Experiment:
         "run), accurate (SLO 100 ms, at least 79 %), background (SLO 250 ms, priority 9, behind the others at equal "
         "deadlines).",
         [Cell("mixed", world, [OURS, SLACKFIT, MAXBATCH])],
+    )
+
+
+OVERLOADED = (
+    "poisson:rate=6000,tenant=interactive,slo_ms=36,priority=0"
+    "+poisson:rate=6000,tenant=behind,slo_ms=36,priority=9"
+    "+poisson:rate=1000,tenant=accurate,slo_ms=100,min_accuracy=79,priority=0"
+    "+poisson:rate=4500,tenant=background,slo_ms=250,priority=9"
+)
+
+
+def _overloaded(lengths: Lengths) -> Experiment:
+    world = World(trace=OVERLOADED, duration_s=lengths.overloaded, conditions=Conditions(jitter=0.1))
+    return Experiment(
+        "overloaded",
+        "Tenants and floors, overloaded",
+        "About 120 % of what full batches of the smallest subnets allowed can carry: interactive (6,000 q/s, SLO 36 "
+        "ms), behind (the same at priority 9), accurate (1,000 q/s, SLO 100 ms, at least 79 %), background (4,500 q/s, "
+        "SLO 250 ms, priority 9).",
+        [Cell("overloaded", world, [OURS, SLACKFIT, MAXBATCH, "fixed:smallest"])],
     )
 
 

@@ -281,5 +281,6 @@ _DRAW: Mapping[str, Callable[[Results, Experiment, Mapping[str, Any], Path], Non
     "way_back": _way_back,
     "jitter": _by_cell,
     "mixed": _tenants,
+    "overloaded": _tenants,
     "small": _small,
 }

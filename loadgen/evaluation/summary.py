@@ -175,7 +175,7 @@ def _way_back(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
     return {"back": found}
 
 
-def _mixed(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
+def _tenants(results: Results, cells: Sequence[Cell]) -> dict[str, Any]:
     """Each tenant's own figures under each policy."""
     cell = cells[0]
     tenants = {}
@@ -220,4 +220,11 @@ def _within(values: Sequence[float | None], bin_s: float, first_s: float, last_s
     return statistics.fmean(known) if known else None
 
 
-_SPECIAL = {"actuation_delay": _actuation, "faults": _faults, "way_back": _way_back, "mixed": _mixed, "small": _small}
+_SPECIAL = {
+    "actuation_delay": _actuation,
+    "faults": _faults,
+    "way_back": _way_back,
+    "mixed": _tenants,
+    "overloaded": _tenants,
+    "small": _small,
+}

@@ -44,22 +44,23 @@ _log = log.get(__name__)
 # A timer of the event loop is late by up to a millisecond, so batches leave at least this much ahead of a worker's end.
 AHEAD_FLOOR_US = 2_000
 
+FAILURE_TOLD_S = 10.0  # a policy that fails does so for each batch: its errors are logged this far apart
+
 
 def make_core(settings: SchedulerSettings) -> Scheduler:
-    """Return a fresh core; ConfigError for a policy or option that there is not."""
-    try:
-        policy = parse_policy(settings.policy)
-    except PolicyError as error:
-        raise ConfigError(f"--policy={settings.policy!r}: {error}") from error
+    """Return a fresh core, whose batches have ids of now on; ConfigError for a policy or option that there is not."""
     options = SchedulerOptions(
         late=settings.late,
         reply_margin_us=round(settings.reply_margin_ms * 1e3),
         max_in_flight=settings.max_in_flight,
         ahead_floor_us=AHEAD_FLOOR_US,
         max_queue_rows=settings.max_queue_rows,
-        first_batch=time.time_ns() // 1_000,  # ids that no scheduler before this one has given
+        first_batch=time.time_ns() // 1_000,  # ids that no scheduler that led before has given
     )
-    return Scheduler(policy, options)
+    try:
+        return Scheduler(parse_policy(settings.policy), options)
+    except PolicyError as error:
+        raise ConfigError(f"--policy={settings.policy!r}: {error}") from error
 
 
 class Driver:
@@ -70,11 +71,17 @@ class Driver:
         self.counts = Counts()
         self.ledger = Ledger()
         self.outbox = Outbox(settings.model, self.ledger)
-        self._policy = settings.policy
+        self._settings = settings
         self._clock = clock
         self._event_log: EventLog | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._failures = 0
+        self._failure_told_s = -math.inf
+
+    def begin(self) -> None:
+        """Start afresh on taking the lease: a core made before may repeat batch ids that its leader has given since."""
+        self.core = make_core(self._settings)
 
     def log_to(self, file: TextIO) -> None:
         """Write every event from here on; nothing has been applied yet."""
@@ -111,6 +118,17 @@ class Driver:
         if self._event_log is not None:
             self._event_log.append(event, now_us)
         self._execute(self.core.handle(event, now_us), now_us)
+        if self.core.failures > self._failures:
+            self._policy_failed()
+
+    def _policy_failed(self) -> None:
+        """Log the latest error of the policy, with its traceback, unless one was logged a moment ago."""
+        self._failures, now_s = self.core.failures, time.monotonic()
+        if now_s - self._failure_told_s >= FAILURE_TOLD_S:
+            self._failure_told_s = now_s
+            _log.error(
+                "policy_failed", policy=self._settings.policy, failures=self._failures, exc_info=self.core.failure
+            )
 
     def _execute(self, commands: list[Command], now_us: int) -> None:
         wake_us = None
@@ -133,7 +151,7 @@ class Driver:
         if len(held) < len(batch.queries):
             # Redis lost a stream that we had acked into; the gateway answers these by its own timeout.
             _log.error("payload_lost", batch=batch.id, queries=len(batch.queries) - len(held))
-        self.outbox.batch(dispatch, held, self._policy, now_us)
+        self.outbox.batch(dispatch, held, self._settings.policy, now_us)
 
     def _wake_at(self, at_us: int | None) -> None:
         if self._timer is not None:

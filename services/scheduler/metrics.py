@@ -85,10 +85,16 @@ def debt(best: float, accuracy: Mapping[str, float], gained: Mapping[str | None,
 
 
 class Metrics(Collector):
-    """One scheduler's metrics. ``queries`` tells how many wait, ``refused`` how many workers cannot be used."""
+    """One scheduler's metrics. ``core`` gives the one that decides now, ``queries`` how many wait, ``refused`` how many
+    workers cannot be used."""
 
     def __init__(
-        self, model: str, counts: Counts, core: Scheduler, queries: Callable[[], int], refused: Callable[[], int]
+        self,
+        model: str,
+        counts: Counts,
+        core: Callable[[], Scheduler],
+        queries: Callable[[], int],
+        refused: Callable[[], int],
     ) -> None:
         self.leading = False
         self._model = model
@@ -108,7 +114,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client."""
-        counts, core, model = self._counts, self._core, self._model
+        counts, core, model = self._counts, self._core(), self._model
         one = (model,)
 
         def by(label: str, values: Mapping[str, float]) -> tuple[dict[tuple[str, ...], float], list[str]]:
@@ -124,6 +130,7 @@ class Metrics(Collector):
             f"{name}degraded_queries", "Queries dispatched below the best subnet", *by("reason", counts.degraded)
         )
         yield metrics.counter(f"{name}batches", "Batches dispatched, by subnet", *by("subnet", counts.batches))
+        yield metrics.counter(f"{name}policy_failures", "Errors of the policy", {one: core.failures}, ["model"])
         yield metrics.gauge(f"{name}queue_queries", "Queries that wait", {one: self._queries()}, ["model"])
         yield metrics.gauge(f"{name}queue_rows", "Rows that wait", {one: core.queued_rows}, ["model"])
         yield metrics.histogram(f"{name}batch_rows", "Rows of a batch", {model: counts.batch_rows})
@@ -147,7 +154,7 @@ class Metrics(Collector):
 
     def _workers(self) -> dict[str, float]:
         states = Counter(dict.fromkeys(STATES, 0))
-        states.update(state(worker) for worker in self._core.workers.values())
+        states.update(state(worker) for worker in self._core().workers.values())
         states["refused"] = self._refused()
         return dict(states)
 
@@ -157,7 +164,7 @@ class Metrics(Collector):
         return owing
 
     def _debt(self) -> float:
-        subnets = [subnet for worker in self._core.workers.values() for subnet in worker.profile.subnets]
+        subnets = [subnet for worker in self._core().workers.values() for subnet in worker.profile.subnets]
         if subnets:
             self._accuracy |= {subnet.id: subnet.accuracy for subnet in subnets}
             self._best = max(subnet.accuracy for subnet in subnets)

@@ -66,7 +66,7 @@ class SchedulerService:
         self._roster = Roster(settings.model, self._name, self._streams, self._driver, timeout_s)
         self._ingress, self._events = keys.ingress(settings.model), keys.events(settings.model)
         self._metrics = Metrics(
-            settings.model, self._driver.counts, self._driver.core, self._driver.ledger.__len__,
+            settings.model, self._driver.counts, lambda: self._driver.core, self._driver.ledger.__len__,
             lambda: len(self._roster.problems),
         )  # fmt: skip
         self.monitor: Monitor | None = None  # if a port is asked for
@@ -122,6 +122,7 @@ class SchedulerService:
                 standing_by = True
             await asyncio.sleep(interval_s)
         self._leading = self._metrics.leading = True
+        self._driver.begin()
         if self._settings.event_log is not None:
             self._event_log = logfile.begin(self._settings.event_log)
             self._driver.log_to(self._event_log)

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import ConfigError
+from common.sched import SchedulerOptions
 from common.settings import (
     GatewaySettings,
     SchedulerSettings,
@@ -70,6 +71,15 @@ def test_up_alone_starts_a_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(UpSettings, [], "superserve up").redis is None
     monkeypatch.setenv("REDIS_URL", "redis://one:1/0")
     assert load(UpSettings, [], "superserve up").redis == "redis://one:1/0"
+
+
+def test_simulated_and_live_queues_are_alike() -> None:
+    """What is simulated without saying so has the live scheduler's limit of rows."""
+    assert (
+        load(SchedulerSettings, [], "superserve scheduler").max_queue_rows
+        == SchedulerOptions().max_queue_rows
+        == 100_000
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

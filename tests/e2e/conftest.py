@@ -59,19 +59,6 @@ def launch(*flags: str, cwd: Path | None = None, environment: Mapping[str, str] 
         process.stdout.close()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder for the session, so that the profile is measured once, by the first worker."""
-    folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("SUPERSERVE_CACHE_DIR")
-    os.environ["SUPERSERVE_CACHE_DIR"] = str(folder)
-    yield folder
-    if before is None:
-        del os.environ["SUPERSERVE_CACHE_DIR"]
-    else:
-        os.environ["SUPERSERVE_CACHE_DIR"] = before
-
-
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Running]:
     """One mesh with one torch worker for the tests of a module."""

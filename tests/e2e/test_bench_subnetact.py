@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts/bench_subnetact.py"
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 KEYS = {
     "memory_ratio_extracted",
     "memory_ratio_hosted",
@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("bench")
     files = [f"--json={out / 'f.json'}", f"--plot={out / 'p.png'}", f"--work={out / 'work'}"]
     command = [sys.executable, str(SCRIPT), "--quick", "--hosted", "8", *files]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stderr
     assert "actuated / extracted and folded" in done.stdout
     assert (out / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -170,6 +170,7 @@ async def test_gzip_both_ways(client: Client) -> None:
     ("body", "encoding", "status"),
     [(b"no gzip", "gzip", 400), (gzip.compress(b"{}")[:-4], "gzip", 400), (b"{}", "br", 415),
      (gzip.compress(bytes(9 * 2**20)), "gzip", 413)],
+    ids=["no gzip", "cut off", "unknown", "too large"],
 )  # fmt: skip
 async def test_bad_compression(client: Client, body: bytes, encoding: str, status: int) -> None:
     """Broken gzip is 400, an unknown coding 415, and a body that unfolds beyond the limit 413."""

@@ -111,6 +111,7 @@ async def test_simulate_plays_policies_side_by_side(tmp_path: Path) -> None:
             ("--policy", "tests.sched.test_policies:Broken"),
             "policy=tests.sched.test_policies:Broken: cheapest: KeyError",
         ),
+        (("--policy", "tests.sched.test_failing:Untaught:kind=none"), "kind=none: learner: expected a Learner"),
         (("--jitter", -1), "jitter=-1.0: must be >= 0"),
         (("--tail", 2), "tail=2.0: must be a share"),
         (("--policy", "slackfit", "--policy", "maxbatch", "--out", "x.json"), "takes one --policy"),
@@ -122,6 +123,16 @@ async def test_simulate_names_what_is_wrong(arguments: tuple[object, ...], messa
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+async def test_simulate_stops_where_a_policy_fails() -> None:
+    """What a policy raises while it plays is one line behind the progress: what, where and when; exit code 2."""
+    code, out, err = await loadgen("simulate", "--rate", 100, "--policy", "tests.sched.test_failing:Failing")
+    assert (code, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("loadgen: ")]
+    assert line.startswith("loadgen: policy=tests.sched.test_failing:Failing:way=raises: ZeroDivisionError: integer")
+    assert "(test_failing.py, line " in line
+    assert "Traceback" not in err
 
 
 async def test_trace_tells_its_numbers_and_draws_them(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from loadgen.evaluation.experiments import FULL, Cell, Lengths, experiments
 from loadgen.evaluation.report import ratio
 from loadgen.evaluation.summary import gain
 
-TINY = Lengths(maf=0.4, steady=0.3, ramp=0.3, jitter=0.3, faults=1, way_back=6, mixed=1, small=3)
+TINY = Lengths(maf=0.4, steady=0.3, ramp=0.3, jitter=0.3, faults=1, way_back=6, mixed=1, overloaded=1, small=3)
 WORLD = World(trace="poisson:rate=1000", duration_s=0.2)
 
 
@@ -77,6 +77,27 @@ def test_floors_hold_and_every_tenant_is_served(summary: dict[str, Any]) -> None
         assert all(one["floor_violations"] == 0 for one in tenants.values()), policy
         assert tenants["accurate"]["least_accuracy"] >= 79, policy
         assert tenants["background"]["slo_attainment"] > 0.9, policy
+
+
+def test_overload_breaks_no_floor_and_priority_starves_nobody(folder: Path, summary: dict[str, Any]) -> None:
+    """At 120 % every policy misses some and answers nobody below a floor; two classes that differ in priority alone
+    attain alike; who demands accuracy attains least; and the report says so."""
+    by_policy = summary["overloaded"]["tenants"]
+    assert set(by_policy) == {"foresight", "slackfit", "maxbatch", "fixed:smallest"}
+    for policy, tenants in by_policy.items():
+        assert summary["overloaded"]["policies"][policy]["slo_attainment"] < 0.97, policy
+        assert sum(one["floor_violations"] for one in tenants.values()) == 0, policy
+        assert tenants["accurate"]["least_accuracy"] >= 79, policy
+        attained = {name: one["slo_attainment"] for name, one in tenants.items()}
+        assert attained["behind"] == pytest.approx(attained["interactive"], abs=0.1), policy
+        assert min(attained, key=attained.__getitem__) == "accurate", policy
+    _, _, section = (folder / "report.md").read_text().partition("## Tenants and floors, overloaded\n")
+    assert "0 answers were below their tenant's floor" in section
+    first = by_policy["foresight"]
+    assert (
+        f"`foresight` {first['interactive']['slo_attainment']:.4f} and {first['behind']['slo_attainment']:.4f}"
+        in section
+    )
 
 
 def test_way_back_is_told_per_policy(summary: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from loadgen.traces import Times, describe, largest_within, make_arrivals, make_
 
 BURSTY = "bursty:base=1500,variant=5550,cv2=8"
 RAMP = "ramp:start=100,end=400,accel=100,cv2=1"
-RATES = st.floats(1, 2000)
+RATES = st.floats(10, 2000)  # of a trace of 5 s, so that none is without a query
 SEEDS = st.integers(0, 2**32)
 
 

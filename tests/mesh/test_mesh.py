@@ -6,11 +6,14 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import aiohttp
 import pytest
+import structlog
 
 from common import embedded, keys, wire
 from common.errors import ConfigError
@@ -21,7 +24,7 @@ from common.settings import SchedulerSettings, WorkerSettings
 from services.scheduler.scheduler import SchedulerService
 from services.worker.start import build
 from services.worker.worker import Worker
-from tests.mesh.peer import IMAGE, Peer, until
+from tests.mesh.peer import IMAGE, Peer, until, wall_us
 
 Running = Callable[[Service], AbstractAsyncContextManager[Tasks]]
 
@@ -292,6 +295,41 @@ async def test_standby_takes_over(
             await second.__aexit__(None, None, None)
 
 
+async def test_standby_gives_ids_of_its_own(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running, tmp_path: Path
+) -> None:
+    """No batch of a standby that takes over has an id that its leader may have given since: they count from the lease,
+    and the event log says from where."""
+    paths = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first, second = (scheduler(redis_url, model_folder, event_log=str(path)) for path in paths)
+
+    def batches(path: Path) -> list[int]:
+        steps = replay(path.read_text().splitlines())
+        return [c.batch.id for _, _, commands in steps for c in commands if isinstance(c, Dispatch)]
+
+    async with (
+        Peer(redis_url, model_folder.name) as peer,
+        running(worker(redis_url, model_folder, profile_file())),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        async with running(first):
+            await stack.enter_async_context(running(second))  # built, and standing by, as soon as its leader
+            leader = (await peer.wait_for_workers(1)).scheduler
+            await peer.collect(await peer.send([peer.record()]))
+            given_us = wall_us()
+
+        async def took_over() -> bool:
+            status = await peer.status()
+            return status is not None and status.scheduler != leader and len(status.workers) == 1
+
+        await until(took_over)
+        ids = await peer.send([peer.record()])
+        await peer.collect(ids)
+        answered = [peer.answers[i][0][0].batch for i in ids]
+    assert batches(paths[0])[-1] < given_us < batches(paths[1])[0]
+    assert answered == batches(paths[1])
+
+
 async def test_redis_that_forgets_everything(
     tmp_path: Path, model_folder: Path, profile_file: Callable[..., Path], running: Running
 ) -> None:
@@ -415,6 +453,50 @@ async def test_worker_of_an_unfit_profile_is_refused(
         status = await peer.wait_for_workers(0)
         assert status.workers == []
         assert "huge" in status.problems[0]
+
+
+async def test_policy_that_fails(
+    redis_url: str, model_folder: Path, profile_file: Callable[..., Path], running: Running, tmp_path: Path
+) -> None:
+    """Where the policy raises, queries are answered by the quickest subnet. The first error is logged with its
+    traceback, all are counted, and the event log replays to the same commands."""
+    path, policy = tmp_path / "events.jsonl", "tests.sched.test_failing:Failing"
+    service = scheduler(redis_url, model_folder, policy=policy, event_log=str(path), metrics_port=0)
+    with structlog.testing.capture_logs() as logged:
+        async with (
+            Peer(redis_url, model_folder.name) as peer,
+            running(service),
+            running(worker(redis_url, model_folder, profile_file())),
+        ):
+            await peer.wait_for_workers(1)
+            subnets = {}
+            for _ in range(6):  # ids count up: the policy fails for every second one
+                (one,) = await peer.send([peer.record()])
+                await peer.collect([one])
+                subnets[one] = peer.answers[one][0][0].subnet
+            assert service.monitor is not None
+            async with aiohttp.ClientSession() as session, session.get(f"{service.monitor.url}/metrics") as response:
+                text = await response.text()
+    assert f'superserve_scheduler_policy_failures_total{{model="{model_folder.name}"}} 3.0' in text
+    assert subnets == {one: "large" if one % 2 else "small" for one in subnets}
+    (line,) = [entry for entry in logged if entry["event"] == "policy_failed"]
+    assert (line["policy"], line["failures"]) == (policy, 1)
+    assert isinstance(line["exc_info"], ZeroDivisionError)
+    assert "test_failing.py" in "".join(traceback.format_exception(line["exc_info"]))
+    dispatched = {
+        query.id: command.batch.subnet
+        for _, _, commands in replay(path.read_text().splitlines())
+        for command in commands
+        if isinstance(command, Dispatch)
+        for query in command.batch.queries
+    }
+    assert dispatched == subnets
+
+
+def test_policy_whose_learner_is_none_is_refused(model_folder: Path) -> None:
+    """A scheduler whose policy makes something else for a learner does not start."""
+    with pytest.raises(ConfigError, match=r"--policy='tests.*kind=none': learner: expected a Learner .* got dict"):
+        scheduler("redis://127.0.0.1:1", model_folder, policy="tests.sched.test_failing:Untaught:kind=none")
 
 
 async def test_unreadable_entries_are_refused_and_do_no_harm(

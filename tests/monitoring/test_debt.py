@@ -40,7 +40,7 @@ def profile() -> Profile:
 
 
 def metrics_of(core: Scheduler, tally: Counts) -> Metrics:
-    return Metrics(f"model-{secrets.token_hex(4)}", tally, core, lambda: 0, lambda: 0)
+    return Metrics(f"model-{secrets.token_hex(4)}", tally, lambda: core, lambda: 0, lambda: 0)
 
 
 def test_gauge_counts_dispatches_and_rejections_for_load() -> None:

@@ -1,5 +1,7 @@
 """The rules at the top of `common/sched/core.py`, one by one."""
 
+from dataclasses import replace
+
 import pytest
 
 from common.sched.core import Scheduler
@@ -440,6 +442,48 @@ def test_without_a_learner_nothing_is_learned() -> None:
     scheduler.handle(WorkerHello("w", PROFILE), 0)
     scheduler.handle(Arrived((query(1),)), 0)
     assert [view.learned for view in policy.views] == [None]
+
+
+@pytest.mark.parametrize("rows", [0, -5])
+def test_a_choice_of_no_rows_is_the_head(rows: int) -> None:
+    """A policy that chooses no rows, or fewer than none, gets the head, whole, and nothing behind it."""
+    scheduler = Scheduler(Spy(Choice("small", rows)))
+    scheduler.handle(Arrived((query(1, rows=2), query(2))), 0)
+    (batch,) = dispatched(scheduler.handle(WorkerHello("w", PROFILE), 0))
+    assert ids(batch) == [1]
+
+
+@pytest.mark.parametrize("rows", [5, 1_000_000])
+def test_a_choice_is_no_larger_than_a_batch(rows: int) -> None:
+    """A policy that chooses more rows than were profiled gets the largest batch; a head of more rows goes alone."""
+    scheduler = Scheduler(Spy(Choice("small", rows)))
+    scheduler.handle(Arrived(tuple(query(i) for i in range(9))), 0)
+    (batch,) = dispatched(scheduler.handle(WorkerHello("w", PROFILE), 0))
+    assert ids(batch) == [0, 1, 2, 3]
+    scheduler = Scheduler(Spy(Choice("small", rows)))
+    scheduler.handle(Arrived((query(1, rows=6), query(2))), 0)
+    (batch,) = dispatched(scheduler.handle(WorkerHello("w", PROFILE), 0))
+    assert ids(batch) == [1]
+
+
+@pytest.mark.parametrize(
+    ("slack_us", "chosen", "packed"), [(50_000, 4, 4), (50_000, 2, 2), (49_999, 4, 3), (30_000, 4, 2), (20_000, 4, 1)]
+)
+def test_floors_are_the_cores(slack_us: int, chosen: int, packed: int) -> None:
+    """For a subnet below the head's floor the core takes the quickest that reaches it, and rows that end in time."""
+    scheduler = Scheduler(Spy(Choice("small", chosen)))
+    scheduler.handle(Arrived((query(0, slack_us, min_accuracy=75.0), *(query(i, slack_us) for i in range(1, 9)))), 0)
+    (batch,) = dispatched(scheduler.handle(WorkerHello("w", PROFILE), 0))
+    assert (batch.subnet, ids(batch)) == ("big", list(range(packed)))
+
+
+def test_the_quickest_above_a_floor_replaces_what_is_below() -> None:
+    """Of a profile in which a more accurate subnet is quicker, that one is taken."""
+    slow = replace(BIG, id="slow", accuracy=78.0, median_us=(40_000, 60_000, 90_000), p95_us=(40_000, 60_000, 90_000))
+    scheduler = Scheduler(Spy(Choice("small", 4)))
+    scheduler.handle(Arrived((query(1, min_accuracy=75.0),)), 0)
+    (batch,) = dispatched(scheduler.handle(WorkerHello("w", make_profile(SMALL, slow, BIG)), 0))
+    assert batch.subnet == "big"
 
 
 def test_arrivals_behind_the_head_cost_no_decision() -> None:

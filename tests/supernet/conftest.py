@@ -24,7 +24,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def space() -> Space:
     return Space(
         depth=((1, 2), (1, 2, 3), (1, 2)),
@@ -33,7 +33,7 @@ def space() -> Space:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build(space: Space) -> Build:
     """Build a small supernet with random weights, each of `controls` with random statistics: `build(control, ...)`."""
 

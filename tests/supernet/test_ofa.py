@@ -59,7 +59,9 @@ def configs(count: int) -> Iterator[Config]:
 def their_subnet(reference: Any, config: Config) -> nn.Module:
     """The static network that once-for-all cuts out, with norms that it alone has."""
     reference.set_active_subnet(**config)
-    subnet: nn.Module = reference.get_active_subnet(preserve_weight=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)  # its weights are those of the whole network
+        subnet: nn.Module = reference.get_active_subnet(preserve_weight=True)
     enliven_statistics(subnet)
     return subnet.eval()
 

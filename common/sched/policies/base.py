@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from common.sched.estimators import ArrivalRate, Residuals
-from common.sched.profile import Profile, Quantile
+from common.sched.profile import Profile, ProfileError, Quantile
 from common.sched.queue import EdfQueue
 from common.sched.types import Batch, BatchDone, Choice, Query, Reason
 from common.sched.worker import Worker
@@ -84,9 +84,10 @@ class Policy(Protocol):
         ...
 
     def choose(self, view: View) -> Choice | None:
-        """Return subnet and rows for the batch that starts with the head, never below the head's minimum accuracy.
+        """Return subnet and rows for the batch that starts with the head, None to let the head go: it is then late.
 
-        None lets the head go: it is then treated as late.
+        The core holds it to bounds: the head's minimum accuracy, its rows, the largest batch. What this raises it takes
+        for the quickest subnet that the head allows.
         """
         ...
 
@@ -112,9 +113,16 @@ class Fitting:
 
 
 def learner_of(policy: Policy) -> Learner | None:
-    """Return a fresh learner for a policy, None for one without."""
+    """Return a fresh learner for a policy, None for one without. Raises PolicyError if it makes something else."""
     make = getattr(policy, "learner", None)
-    learner: Learner | None = make() if make else None
+    if make is None:
+        return None
+    try:
+        learner = make()
+    except Exception as error:  # a user's policy can fail in any way
+        raise PolicyError(f"learner: {type(error).__name__}: {error}") from error
+    if learner is not None and not isinstance(learner, Learner):
+        raise PolicyError(f"learner: expected a Learner of common.sched.policies.base, got {type(learner).__name__}")
     return learner
 
 
@@ -122,6 +130,20 @@ def best_of(policy: Policy, profile: Profile) -> int:
     """Return the index of the most accurate subnet that a policy uses of itself; the profile's last if all are."""
     find = getattr(policy, "best", None)
     return profile.index(find(profile)) if find else len(profile.subnets) - 1
+
+
+def bounds_of(policy: Policy, profile: Profile) -> tuple[int, int]:
+    """Return the indices of the cheapest subnet that a policy ever uses and of the best that it uses of itself.
+
+    Raises PolicyError if it cannot work with the profile, whatever it raises itself; ProfileError for a subnet that is
+    not there.
+    """
+    try:
+        return profile.index(policy.cheapest(profile)), best_of(policy, profile)
+    except (PolicyError, ProfileError):
+        raise
+    except Exception as error:  # a user's policy can fail in any way
+        raise PolicyError(f"cheapest: {type(error).__name__}: {error}") from error
 
 
 def fitting_rows(profile: Profile, subnet: int, budget_us: float, quantile: Quantile) -> int:
@@ -155,10 +177,16 @@ def late_choice(view: View, late: LateChoice) -> Choice | None:
     """
     if late == "shed":
         return None
+    if late == "shrink":
+        return shrunk(view)
+    head = view.head
+    return Choice(view.worker.cheapest_for(head.min_accuracy, head.rows), max(head.rows, view.profile.max_batch))
+
+
+def shrunk(view: View) -> Choice:
+    """Return the cheapest eligible subnet with the largest batch that it runs within the head's slack at the median."""
     profile, head = view.profile, view.head
     subnet = view.worker.cheapest_for(head.min_accuracy, head.rows)
-    if late == "drain":
-        return Choice(subnet, max(head.rows, profile.max_batch))
     return Choice(subnet, max(head.rows, fitting_rows(profile, profile.index(subnet), view.slack_us, "median")))
 
 
