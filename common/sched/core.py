@@ -75,6 +75,7 @@ from common.sched.types import (
     WorkerDraining,
     WorkerHello,
     WorkerLost,
+    make,
 )
 from common.sched.worker import Worker
 
@@ -145,7 +146,7 @@ class Scheduler:
             case _:
                 assert_never(event)
         if self._wake_us < NEVER:
-            out.append(WakeAt(self._wake_us))
+            out.append(make(WakeAt, (self._wake_us,)))
         return out
 
     # ---- read-only, for drivers and tests ----
@@ -369,7 +370,7 @@ class Scheduler:
             start_us = worker.start_us(now_us + self.delay.us, self.residuals, self.options.start_quantile)
             slack_us = head.deadline_us - self.options.reply_margin_us - start_us
             queue, ready, rate, residuals = self._queue, self._ready, self.rate, self.residuals
-            view = View(now_us, start_us, slack_us, queue, worker, ready, rate, residuals, self._learner)
+            view = make(View, (now_us, start_us, slack_us, queue, worker, ready, rate, residuals, self._learner))
             try:
                 choice = bounded(self._policy.choose(view), view)
             except Exception as error:  # a user's policy can fail in any way
@@ -383,12 +384,12 @@ class Scheduler:
         queued = self._queue.rows
         queries = self._queue.take(choice.rows, profile.accuracy(choice.subnet))
         rows = queued - self._queue.rows
-        batch = Batch(self._next_batch, worker.name, choice.subnet, queries)
+        batch = make(Batch, (self._next_batch, worker.name, choice.subnet, queries))
         self._next_batch += 1
         quantile = self.options.start_quantile
         degraded = why_degraded(worker, head, choice.subnet, self.best_accuracy, slack_us, self.residuals, quantile)
         worker.assign(batch, rows, now_us, self.delay.us)
-        out.append(Dispatch(batch, degraded))
+        out.append(make(Dispatch, (batch, degraded)))
 
     def _reject(self, query: Query, reason: Reason, now_us: int, out: list[Command]) -> None:
         self._live.discard(query.id)

@@ -148,7 +148,7 @@ class Ahead:
         count = min(_MOST, int(per_us * options.horizon_ms * 1e3 / size))
         first_us = float(self._due_us)
         self._coming = ([int(first_us + float(i * size) / per_us) for i in range(count)], size if count else 0)
-        self._behind: dict[int, tuple[list[int], int, int]] = {}
+        self._behind: dict[int, tuple[list[int], int]] = {}
 
     def end_us(self, index: int, rows: int) -> int:
         """When the worker to fill has run a batch of subnet `index`, of `rows` rows or all that are there."""
@@ -162,16 +162,12 @@ class Ahead:
         Each batch goes to the worker that is free first: so the k-th of them ends at the k-th of all the moments at
         which workers could end one. Arrivals to come are taken as there already: only their deadlines bind.
         """
-        dues_us, earliest_us, packed = self._behind.get(rows) or self._cut(rows)
-        if not dues_us:
-            return True
+        dues_us, packed = self._behind.get(rows) or self._cut(rows)
         median_us = self._table[lower][packed]
         steps_us: list[int] = [ceil(median_us * factor) for factor in self._factors]
         ends_us: list[int] = [end_us, *self._free_us]
-        if max(ends_us) + (len(dues_us) // len(steps_us) + 1) * max(steps_us) <= earliest_us:  # all are done by then
-            return True
         for place, step_us in enumerate(steps_us):
-            ends_us[place] += step_us
+            ends_us[place] = ends_us[place] + step_us
         for due_us in dues_us:
             first, soonest_us = 0, ends_us[0]
             for place, at_us in enumerate(ends_us):
@@ -179,7 +175,7 @@ class Ahead:
                     first, soonest_us = place, at_us
             if soonest_us > due_us:
                 return False
-            ends_us[first] += steps_us[first]
+            ends_us[first] = soonest_us + steps_us[first]
         return True
 
     def bears(self, end_us: int, rows: int, smallest: int) -> bool:
@@ -212,13 +208,12 @@ class Ahead:
         size = rows or min(self._largest, self._useful + 1)
         return self._per_us > sum([size / (self._table[smallest][size] * factor) for factor in self._factors])
 
-    def _cut(self, rows: int) -> tuple[list[int], int, int]:
-        """When batches behind the first `rows` rows are due, the earliest of them, and the rows of the largest."""
+    def _cut(self, rows: int) -> tuple[list[int], int]:
+        """When batches behind the first `rows` rows are due, and the rows of the largest."""
         dues_us, packed = self._queue.batches(rows, self._useful, _MOST)
         coming_us, size = self._coming
         dues_us = [due_us - self._reply_us for due_us in dues_us]
-        earliest_us = min(dues_us[:1] + coming_us[:1], default=0)  # both are in order
-        found = self._behind[rows] = (dues_us + coming_us, earliest_us, max(packed, size))
+        found = self._behind[rows] = (dues_us + coming_us, max(packed, size))
         return found
 
 
