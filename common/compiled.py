@@ -1,9 +1,10 @@
 """The hot modules as machine code, where somebody compiled them: `scripts/compile` does, by mypyc, from the sources.
 
 What is compiled lies in `build/compiled/DIGEST/` beside the packages, under the digest of the sources that it was made
-of. `import common` looks there once: if all is there, the modules below come from there, else from their sources, as
-they do after a change of any of them until they are compiled again. So a stale build is never run, and whoever has no
-C compiler has the same behaviour, slower. `SUPERSERVE_COMPILED=0` in the environment runs the sources in any case.
+of, and of those whose types they use. `import common` looks there once: if all is there, the modules below come from
+there, else from their sources, as they do after a change of any of them until they are compiled again. So a stale build
+is never run, and whoever has no C compiler has the same behaviour, slower. `SUPERSERVE_COMPILED=0` in the environment
+runs the sources in any case.
 """
 
 from __future__ import annotations
@@ -29,6 +30,21 @@ MODULES = (
 )
 """What is compiled, together: calls from one of these to another are calls of C."""
 
+TYPES = (
+    "common.sched.eventlog",
+    "common.sched.options",
+    "common.sched.policies",
+    "common.sched.policies.base",
+    "common.sched.profile",
+    "common.sched.types",
+    "loadgen.conditions",
+    "loadgen.errors",
+    "loadgen.records",
+    "loadgen.report",
+    "loadgen.workload",
+)
+"""What those import of ours: they were compiled to its types, so that a change of it outdates them too."""
+
 GROUP = "superserve"
 LIBRARY = f"{GROUP}__mypyc"
 """The module that has the code of all: each of `MODULES` is a few lines that find themselves in it."""
@@ -39,14 +55,15 @@ SUFFIX = EXTENSION_SUFFIXES[0]  # names interpreter, version and machine
 
 
 def source(module: str, root: Path = ROOT) -> Path:
-    """Return where a module's source is."""
-    return root.joinpath(*module.split(".")).with_suffix(".py")
+    """Return where the source of a module, or of a package, is."""
+    path = root.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def directory(root: Path = ROOT) -> Path:
     """Return where what is compiled of the sources below `root`, as they are now, for this interpreter, would lie."""
     digest = hashlib.sha256(SUFFIX.encode())
-    for module in MODULES:
+    for module in (*MODULES, *TYPES):
         digest.update(source(module, root).read_bytes())
     return root / "build" / "compiled" / digest.hexdigest()[:16]
 

@@ -1,5 +1,6 @@
 """The compiled core is the core: found by its sources, never stale, and the same in every command."""
 
+import ast
 import json
 import os
 import shutil
@@ -103,12 +104,21 @@ def test_sources_that_were_compiled_run_compiled(root: Path) -> None:
     assert files == [str(compiled.source(name, root)) for name in compiled.MODULES]
 
 
-@pytest.mark.parametrize("change", ["an edited source", "a build that lacks a module"])
+def test_digest_covers_what_is_imported() -> None:
+    """Of our own modules the compiled ones import each other, and what the digest covers beside them."""
+    covered = {*compiled.MODULES, *compiled.TYPES}
+    for module in compiled.MODULES:
+        for node in ast.walk(ast.parse(compiled.source(module).read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in ("common", "loadgen"):
+                assert node.module in covered, module
+
+
+@pytest.mark.parametrize("change", ["common.sched.queue", "common.sched.types", "a build that lacks a module"])
 def test_what_is_stale_or_partial_is_not_run(root: Path, tmp_path: Path, change: str) -> None:
     """A build of other sources, or one that is not whole, is as if it were not there: all sources run."""
     other = copy_of(root, tmp_path)
-    if change == "an edited source":
-        with compiled.source("common.sched.queue", other).open("a") as file:
+    if change.startswith("common"):
+        with compiled.source(change, other).open("a") as file:
             file.write("\nEDITED = True\n")
     else:
         compiled.files(compiled.directory(other))["common.sched.worker"].unlink()
